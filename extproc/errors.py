@@ -1,0 +1,79 @@
+"""One error tree, and the one place where an error becomes an answer.
+
+Errors that a client sees are `ApiError`s with OpenAI's status, type and code words; `body()` gives the JSON that
+the OpenAI SDKs parse. Foreign exceptions are translated where the library is called.
+"""
+
+import msgspec
+
+
+class LlmMeshError(Exception):
+    """Base of all errors of this package."""
+
+
+class ConfigError(LlmMeshError):
+    """The configuration is unusable. The message starts with file:line."""
+
+
+class StoreUnavailable(LlmMeshError):  # noqa: N818  a state, named for what the caller must decide on
+    """Redis did not answer in time, or is not there."""
+
+
+class ApiError(LlmMeshError):
+    """An answer in OpenAI's error shape."""
+
+    def __init__(
+        self,
+        status: int,
+        code: str | None,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        retry_after_ms: int = 0,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.kind = kind
+        self.param = param
+        self.retry_after_ms = retry_after_ms
+
+    def body(self) -> bytes:
+        return msgspec.json.encode(
+            {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+        )
+
+
+def invalid(message: str, param: str | None = None, code: str | None = None) -> ApiError:
+    return ApiError(400, code, message, param=param)
+
+
+def invalid_api_key(message: str) -> ApiError:
+    return ApiError(401, "invalid_api_key", message)
+
+
+def not_found(method: str, path: str) -> ApiError:
+    return ApiError(404, "unknown_url", f"Unknown request URL: {method} {path}. See the API reference for what is served.")
+
+
+def model_not_found(model: str) -> ApiError:
+    return ApiError(
+        404,
+        "model_not_found",
+        f"The model `{model}` does not exist or you do not have access to it.",
+        param="model",
+    )
+
+
+def too_large(limit_bytes: int) -> ApiError:
+    return ApiError(413, "request_too_large", f"The request body is larger than {limit_bytes} bytes.")
+
+
+def unsupported_media(message: str) -> ApiError:
+    return ApiError(415, "unsupported_media_type", message)
+
+
+def unavailable(message: str, retry_after_ms: int = 1000) -> ApiError:
+    return ApiError(503, "service_unavailable", message, kind="server_error", retry_after_ms=retry_after_ms)
