@@ -109,7 +109,7 @@ class KeyRecord(msgspec.Struct, frozen=True):
     user: str
     models: list[str]  # public model names; ["*"] = all
     created_ms: int
-    limits: dict[str, int] = {}  # fields of Limits that differ from the configuration's  # noqa: RUF012
+    limits: dict[str, int] = {}  # fields of Limits that differ from the configuration's
     expires_ms: int = 0  # 0 = never
     revoked_ms: int = 0  # 0 = valid
     name: str = ""  # a person's note

@@ -55,7 +55,9 @@ def invalid_api_key(message: str) -> ApiError:
 
 
 def not_found(method: str, path: str) -> ApiError:
-    return ApiError(404, "unknown_url", f"Unknown request URL: {method} {path}. See the API reference for what is served.")
+    return ApiError(
+        404, "unknown_url", f"Unknown request URL: {method} {path}. See the API reference for what is served."
+    )
 
 
 def model_not_found(model: str) -> ApiError:

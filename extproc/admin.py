@@ -1,0 +1,90 @@
+"""The admin port: /health and /metrics of all workers together. It is no part of the API and needs no client."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+_STALE_SECONDS = 5.0
+
+
+class _Status(msgspec.Struct):
+    """What a worker writes each second (server.Status)."""
+
+    index: int
+    pid: int
+    time: float
+    revision: str
+    config_error: str
+    store_up: bool
+    models_down: list[str]
+    models: list[str]
+    backlog: int
+
+
+class Admin:
+    def __init__(self, runtime: Path, metrics_dir: Path, workers: int) -> None:
+        self._runtime = runtime
+        self._metrics_dir = metrics_dir
+        self._workers = workers
+        self._runner: web.AppRunner | None = None
+
+    async def start(self, host: str, port: int) -> None:
+        app = web.Application()
+        app.router.add_get("/health", self._health)
+        app.router.add_get("/metrics", self._metrics)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, host, port).start()
+
+    async def stop(self) -> None:
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    def forget(self, pid: int) -> None:
+        """A worker ended: its gauges end, its counters stay."""
+        mark_process_dead(pid, path=str(self._metrics_dir))
+
+    async def _health(self, _request: web.Request) -> web.Response:
+        health = summarize(self._statuses(), self._workers)
+        status = 200 if health["status"] == "ok" or health["status"] == "degraded" else 503
+        return web.Response(body=msgspec.json.encode(health), status=status, content_type="application/json")
+
+    async def _metrics(self, _request: web.Request) -> web.Response:
+        text = await asyncio.to_thread(self._collect)
+        return web.Response(body=text, headers={"content-type": CONTENT_TYPE_LATEST})
+
+    def _collect(self) -> bytes:
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, path=str(self._metrics_dir))
+        return generate_latest(registry)
+
+    def _statuses(self) -> list[_Status]:
+        found = []
+        for path in sorted(self._runtime.glob("worker-*.json")):
+            status = msgspec.json.decode(path.read_bytes(), type=_Status)
+            if time.time() - status.time < _STALE_SECONDS:
+                found.append(status)
+        return found
+
+
+def summarize(statuses: list[_Status], workers: int) -> dict[str, object]:
+    """`ok`; `degraded`: requests are answered, but something is away; `down`: no worker answers."""
+    models = {m: "up" for s in statuses for m in s.models}
+    models |= {m: "no healthy upstream" for s in statuses for m in s.models_down}
+    redis = bool(statuses) and all(s.store_up for s in statuses)
+    errors = sorted({s.config_error for s in statuses if s.config_error})
+    whole = redis and len(statuses) == workers and not errors and all(state == "up" for state in models.values())
+    return {
+        "status": "down" if not statuses else "ok" if whole else "degraded",
+        "redis": "up" if redis else "down",
+        "models": models,
+        "workers": {"wanted": workers, "alive": len(statuses), "pids": [s.pid for s in statuses]},
+        "config": {"revisions": sorted({s.revision for s in statuses}), "errors": errors},
+        "settlement_backlog": sum(s.backlog for s in statuses),
+    }

@@ -1,0 +1,182 @@
+"""OpenAI's request and usage bytes as values.
+
+Knows the four endpoints' field names, nothing of routing, limits or Envoy. Only the fields that a decision needs are
+checked; all others pass on untouched, for the backend to judge. A key given twice counts once, the last time, as in
+the backend; bodies that we must change are encoded anew, so that no other reading of them is left.
+"""
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from extproc.config import Endpoint
+from extproc.errors import invalid
+
+PATHS: dict[str, Endpoint] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/embeddings": "embeddings",
+    "/v1/responses": "responses",
+}
+_PROMPT_FIELD = {"chat": "messages", "completions": "prompt", "embeddings": "input", "responses": "input"}
+_MAX_TOKENS_FIELDS = {
+    "chat": ("max_completion_tokens", "max_tokens"),
+    "completions": ("max_tokens",),
+    "responses": ("max_output_tokens",),
+    "embeddings": (),
+}
+_MEDIA = (b'"image_url"', b'"input_audio"', b'"input_image"', b'"video_url"', b'"audio_url"', b'"input_file"')
+MAX_INTEGER = 2**31 - 1
+
+Json = dict[str, Any]
+T = TypeVar("T")
+
+
+class Prompt(msgspec.Struct, frozen=True):
+    """One request body, read."""
+
+    endpoint: Endpoint
+    body: Json
+    size_bytes: int
+    model: str  # "" = not named
+    task: str
+    stream: bool
+    include_usage: bool  # the client asked for the stream's usage event itself
+    max_tokens: int  # per choice; 0 = not named
+    choices: int
+    sampled: bool  # neither temperature 0 nor a seed: the next answer may differ
+    stateful: bool  # refers to or leaves something on a backend: never cached
+    media: bool  # carries more than text: its bytes say nothing about its tokens
+
+
+class Usage(msgspec.Struct, frozen=True):
+    """Tokens of one answer, as the backend counted them."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+
+
+def read_prompt(endpoint: Endpoint, raw: bytes) -> Prompt:
+    """Raises ApiError (400) naming the parameter that is wrong."""
+    body = _read_object(raw)
+    if endpoint == "responses" and body.get("background"):
+        raise invalid("`background` is not supported: the answer comes on the same connection.", "background")
+    if body.get(_PROMPT_FIELD[endpoint]) is None and "previous_response_id" not in body:
+        raise invalid(
+            f"Missing required parameter: `{_PROMPT_FIELD[endpoint]}`.",
+            _PROMPT_FIELD[endpoint],
+            "missing_required_parameter",
+        )
+    if endpoint == "chat" and not (isinstance(body["messages"], list) and body["messages"]):
+        raise invalid("`messages` must be a non-empty array.", "messages")
+    stream = endpoint != "embeddings" and _field(body, "stream", bool, False)
+    options = _field(body, "stream_options", dict, {})
+    return Prompt(
+        endpoint=endpoint,
+        body=body,
+        size_bytes=len(raw),
+        model=_field(body, "model", str, ""),
+        task=_field(body, "task", str, ""),
+        stream=stream,
+        include_usage=bool(options.get("include_usage")) or bool(options.get("continuous_usage_stats")),
+        max_tokens=_max_tokens(endpoint, body),
+        choices=max(_count(body, "n", 1), _count(body, "best_of", 1)),
+        sampled=endpoint != "embeddings" and body.get("temperature") != 0 and body.get("seed") is None,
+        stateful=bool(body.get("previous_response_id") or body.get("conversation")) or _odd_stream(options),
+        media=any(marker in raw for marker in _MEDIA),
+    )
+
+
+def _odd_stream(options: Json) -> bool:
+    """Stream options that change what the events look like, so that a replay would differ."""
+    return any(name != "include_usage" for name in options)
+
+
+def _read_object(raw: bytes) -> Json:
+    try:
+        body = msgspec.json.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise invalid(f"We could not parse the JSON body of your request: {error}.") from error
+    except RecursionError as error:
+        raise invalid("The JSON body of your request is nested too deeply.") from error
+    if not isinstance(body, dict):
+        raise invalid("The JSON body of your request must be an object.")
+    return body
+
+
+def _field(body: Json, name: str, kind: type[T], default: T) -> T:
+    value = body.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, kind):
+        raise invalid(f"`{name}` must be of type {_WORDS[kind]}.", name)
+    return value
+
+
+_WORDS: dict[type, str] = {bool: "boolean", str: "string", dict: "object", int: "integer"}
+
+
+def _count(body: Json, name: str, default: int) -> int:
+    value = _field(body, name, int, default)
+    if isinstance(value, bool):
+        raise invalid(f"`{name}` must be of type integer.", name)
+    if not 1 <= value <= MAX_INTEGER:
+        raise invalid(f"`{name}` must be at least 1.", name, "integer_below_min_value")
+    return value
+
+
+def _max_tokens(endpoint: Endpoint, body: Json) -> int:
+    for name in _MAX_TOKENS_FIELDS[endpoint]:
+        if body.get(name) is not None:
+            return _count(body, name, 1)
+    return 0
+
+
+def rewrite(prompt: Prompt, served_name: str) -> bytes | None:
+    """The body for the backend, or None where the client's bytes can pass as they are.
+
+    Changes: the model's name as the backend knows it, our own field `task` taken out, and for streams the usage event
+    asked for (usage.lua takes it out of the answer again).
+    """
+    body = prompt.body
+    named = prompt.model == served_name
+    metered = not prompt.stream or prompt.include_usage or prompt.endpoint == "responses"
+    if named and metered and "task" not in body:
+        return None
+    changed = {**body, "model": served_name}
+    changed.pop("task", None)
+    if not metered:
+        changed["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+    return msgspec.json.encode(changed)
+
+
+class _Details(msgspec.Struct):
+    cached_tokens: int | None = 0
+
+
+class _WireUsage(msgspec.Struct):
+    prompt_tokens: int = 0
+    completion_tokens: int | None = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    prompt_tokens_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+
+
+_usage_decoder = msgspec.json.Decoder(_WireUsage)
+
+
+def read_usage(raw: bytes | str) -> Usage | None:
+    """The usage object of any endpoint; None if it is none."""
+    try:
+        wire = _usage_decoder.decode(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    details = wire.prompt_tokens_details or wire.input_tokens_details
+    usage = Usage(
+        prompt_tokens=wire.prompt_tokens or wire.input_tokens,
+        completion_tokens=(wire.completion_tokens or 0) or wire.output_tokens,
+        cached_tokens=(details.cached_tokens or 0) if details else 0,
+    )
+    return usage if min(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) >= 0 else None

@@ -1,0 +1,188 @@
+"""Envoy's bootstrap for one machine, built from the definitions in mesh/.
+
+The filters, the processor's cluster and the connection manager's settings are read from mesh/envoyfilter/*.yaml and
+applied as Istio applies them, so that this filter chain is the one that a gateway runs. Only what Istio makes from its
+own resources (listeners, TLS, routes, model clusters) is made here. Pure: values in, one dictionary out.
+"""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import yaml
+
+Json = dict[str, Any]
+_TYPE = "type.googleapis.com/envoy."
+_HCM = _TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
+_ROUTER = "envoy.filters.http.router"
+_MANY = 100_000  # Envoy's default circuit breakers let 1,024 requests through
+
+
+class Site(msgspec.Struct, frozen=True):
+    """Where everything is on this machine."""
+
+    http_port: int
+    https_port: int
+    admin_port: int
+    certificate: str  # file, PEM
+    private_key: str  # file, PEM
+    sockets: tuple[str, ...]  # of the processor's workers
+    models: Mapping[str, str]  # model -> host:port of its backend
+    max_body_bytes: int
+    upstream_idle_seconds: int = 600
+
+
+def bootstrap(mesh: Path, site: Site) -> Json:
+    patches = [patch for resource in _resources(mesh) for patch in resource["spec"]["configPatches"]]
+    clusters = [_model_cluster(name, address) for name, address in site.models.items()]
+    for patch in patches:
+        if patch["applyTo"] == "CLUSTER":
+            clusters.append(_with_sockets(patch["patch"]["value"], site.sockets))
+    manager = _connection_manager(patches, site)
+    return {
+        "node": {"id": "local", "cluster": "llm-mesh"},
+        "admin": {"address": _address("127.0.0.1", site.admin_port)},
+        "static_resources": {
+            "listeners": [
+                _listener("http", site.http_port, manager, None),
+                _listener("https", site.https_port, manager, _tls(site)),
+            ],
+            "clusters": clusters,
+        },
+        "layered_runtime": {"layers": [{"name": "static", "static_layer": {}}]},
+        "overload_manager": {
+            "resource_monitors": [
+                {
+                    "name": "envoy.resource_monitors.global_downstream_max_connections",
+                    "typed_config": {
+                        "@type": _TYPE
+                        + "extensions.resource_monitors.downstream_connections.v3.DownstreamConnectionsConfig",
+                        "max_active_downstream_connections": 50_000,
+                    },
+                }
+            ]
+        },
+    }
+
+
+def _resources(mesh: Path) -> list[Json]:
+    """EnvoyFilters in the order in which istiod applies them: priority, then name."""
+    found = [yaml.safe_load(path.read_text()) for path in (mesh / "envoyfilter").glob("*.yaml")]
+    code = (mesh / "lua" / "usage.lua").read_text()
+    for resource in found:
+        for patch in resource["spec"]["configPatches"]:
+            value = patch["patch"]["value"]
+            if value.get("name") == "llm.usage":
+                value["typed_config"]["default_source_code"]["inline_string"] = code
+    return sorted(found, key=lambda r: (r["spec"].get("priority", 0), r["metadata"]["name"]))
+
+
+def _connection_manager(patches: Sequence[Json], site: Site) -> Json:
+    filters: list[Json] = [
+        {"name": _ROUTER, "typed_config": {"@type": _TYPE + "extensions.filters.http.router.v3.Router"}}
+    ]
+    manager: Json = {
+        "@type": _HCM,
+        "stat_prefix": "gateway",
+        "codec_type": "AUTO",
+        "use_remote_address": True,
+        "server_name": "llm-mesh",
+        "http_filters": filters,
+        "route_config": {"name": "llm", "virtual_hosts": [_virtual_host(patches, site)]},
+    }
+    for patch in patches:
+        value = deepcopy(patch["patch"]["value"])
+        if patch["applyTo"] == "HTTP_FILTER" and patch["patch"]["operation"] == "INSERT_BEFORE":
+            filters.insert(len(filters) - 1, value)
+        elif patch["applyTo"] == "NETWORK_FILTER":
+            merge(manager, value["typed_config"])
+    return manager
+
+
+def merge(into: Json, value: Json) -> None:
+    """Protobuf's merge: messages field by field, lists appended, scalars replaced."""
+    for key, new in value.items():
+        old = into.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            merge(old, new)
+        elif isinstance(old, list) and isinstance(new, list):
+            old.extend(new)
+        else:
+            into[key] = new
+
+
+def _virtual_host(patches: Sequence[Json], site: Site) -> Json:
+    host: Json = {"name": "llm", "domains": ["*"], "routes": [_route(name, site) for name in site.models]}
+    # Before the decision no model is chosen: this route holds the request until then, and answers what stays undecided.
+    host["routes"].append({"match": {"prefix": "/"}, "direct_response": {"status": 503}})
+    for patch in patches:
+        if patch["applyTo"] == "VIRTUAL_HOST":
+            merge(host, patch["patch"]["value"])
+    host["request_body_buffer_limit"] = site.max_body_bytes
+    return host
+
+
+def _route(model: str, site: Site) -> Json:
+    return {
+        "name": model,
+        "match": {"prefix": "/", "headers": [{"name": "x-llm-model", "string_match": {"exact": model}}]},
+        "route": {
+            "cluster": f"model-{model}",
+            "timeout": "0s",
+            "idle_timeout": f"{site.upstream_idle_seconds}s",
+            "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2},
+        },
+    }
+
+
+def _model_cluster(name: str, address: str) -> Json:
+    host, _, port = address.rpartition(":")
+    limits = {"max_connections": _MANY, "max_pending_requests": _MANY, "max_requests": _MANY, "max_retries": _MANY}
+    return {
+        "name": f"model-{name}",
+        "type": "STRICT_DNS",
+        "dns_lookup_family": "V4_PREFERRED",
+        "connect_timeout": "1s",
+        "circuit_breakers": {"thresholds": [limits]},
+        "load_assignment": {
+            "cluster_name": f"model-{name}",
+            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(host, int(port))}}]}],
+        },
+    }
+
+
+def _with_sockets(cluster: Json, sockets: Sequence[str]) -> Json:
+    endpoints = [{"endpoint": {"address": {"pipe": {"path": path}}}} for path in sockets]
+    assignment = {"cluster_name": cluster["name"], "endpoints": [{"lb_endpoints": endpoints}]}
+    return {**deepcopy(cluster), "load_assignment": assignment}
+
+
+def _listener(name: str, port: int, manager: Json, tls: Json | None) -> Json:
+    chain: Json = {
+        "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": deepcopy(manager)}]
+    }
+    if tls is not None:
+        chain["transport_socket"] = tls
+    return {
+        "name": name,
+        "address": _address("127.0.0.1", port),
+        "per_connection_buffer_limit_bytes": 1_048_576,
+        "filter_chains": [chain],
+    }
+
+
+def _tls(site: Site) -> Json:
+    certificate = {"certificate_chain": {"filename": site.certificate}, "private_key": {"filename": site.private_key}}
+    return {
+        "name": "envoy.transport_sockets.tls",
+        "typed_config": {
+            "@type": _TYPE + "extensions.transport_sockets.tls.v3.DownstreamTlsContext",
+            "common_tls_context": {"alpn_protocols": ["h2", "http/1.1"], "tls_certificates": [certificate]},
+        },
+    }
+
+
+def _address(host: str, port: int) -> Json:
+    return {"socket_address": {"address": host, "port_value": port}}

@@ -1,0 +1,121 @@
+"""Child processes of the local stack: started with a log file, waited for, and never left behind."""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from pathlib import Path
+
+import aiohttp
+
+from extproc.errors import LlmMeshError
+
+_PR_SET_PDEATHSIG = 1
+_STOP_SECONDS = 10.0
+_POLL_SECONDS = 0.02
+
+
+class StackError(LlmMeshError):
+    """A part of the local stack does not start; the message says which and where its log is."""
+
+
+class Child:
+    """One process of the stack. `stop` is graceful; if this process dies, the kernel ends the child."""
+
+    def __init__(
+        self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = name
+        self.command = list(command)
+        self.log = log
+        self.environment = {**os.environ, **(environment or {})}
+        self.process: asyncio.subprocess.Process | None = None
+
+    @property
+    def pid(self) -> int:
+        if self.process is None:
+            raise StackError(f"{self.name} is not running")
+        return self.process.pid
+
+    @property
+    def ended(self) -> bool:
+        return self.process is None or self.process.returncode is not None
+
+    async def start(self) -> None:
+        with self.log.open("ab") as log:
+            self.process = await asyncio.create_subprocess_exec(
+                *self.command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=self.environment,
+                start_new_session=True,
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+            )
+
+    async def ready(self, probe: Callable[[], Awaitable[bool]], seconds: float = 30.0) -> None:
+        """Wait until the probe says yes. Raises StackError if the process ends or takes too long."""
+        deadline = time.monotonic() + seconds
+        while not await probe():
+            if self.ended:
+                raise StackError(f"{self.name} ended while starting: {self.last_words()} (log: {self.log})")
+            if time.monotonic() > deadline:
+                raise StackError(f"{self.name} is not ready after {seconds:.0f} s (log: {self.log})")
+            await asyncio.sleep(_POLL_SECONDS)
+
+    def last_words(self) -> str:
+        lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
+        return lines[-1] if lines else "it said nothing"
+
+    async def stop(self) -> None:
+        if self.ended or self.process is None:
+            return
+        self.process.terminate()
+        try:
+            await asyncio.wait_for(self.process.wait(), _STOP_SECONDS)
+        except TimeoutError:
+            self.kill()
+            await self.process.wait()
+
+    def kill(self) -> None:
+        """kill -9, its whole session with it."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+async def answers(url: str, headers: Mapping[str, str] | None = None) -> bool:
+    """Whether a GET is answered with 200."""
+    try:
+        timeout = aiohttp.ClientTimeout(total=1.0)
+        async with aiohttp.ClientSession(timeout=timeout) as session, session.get(url, headers=headers) as response:
+            return response.status == 200
+    except (aiohttp.ClientError, TimeoutError, OSError):
+        return False
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port: int = s.getsockname()[1]
+        return port
+
+
+def require_free(port: int, variable: str) -> None:
+    """Raises StackError with what to do if somebody listens on the port."""
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            s.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise StackError(
+                f"port {port} on 127.0.0.1 is taken: stop what listens there, or choose another, {variable}={port + 10}"
+            ) from error

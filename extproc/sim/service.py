@@ -1,0 +1,433 @@
+"""Which path does what: requests in, jobs for the engine, answers out, and the one timer that drives all streams.
+
+It joins the pure rooms (asks, text, engine, answers) to connections. No await: a request is taken in when its last
+byte is read, and whatever the engine reports as due is written at once.
+"""
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from extproc.sim import asks, embeddings, text
+from extproc.sim.answers import ChatWriter, CompletionWriter, Head, Writer
+from extproc.sim.engine import Engine, Job, Timing
+from extproc.sim.http import Connection, FaultyOutlet, Outlet, Request
+from extproc.sim.metrics import About, Metrics
+from extproc.sim.responses import ResponsesWriter
+
+VERSION = "0.32.0"
+_TICK_S = 0.001
+_RECORDED = 100
+_encode = msgspec.json.encode
+
+
+class Settings(msgspec.Struct, frozen=True):
+    model: str
+    served: tuple[str, ...]
+    max_model_len: int = 4096
+    pooling: bool = False
+    prompt_tokens_details: bool = False
+    typical_completion_tokens: int = 128
+    seed: int = 0
+    timing: Timing = Timing()
+
+
+class _Exchange:
+    """One request that the engine works on."""
+
+    __slots__ = ("_outlet", "connection", "finished", "job", "request", "writer")
+
+    def __init__(self, connection: Connection, request: Request, job: Job, writer: Writer) -> None:
+        self.connection = connection
+        self.request = request
+        self.job = job
+        self.finished = False
+        self.writer = writer
+        self._outlet: Outlet | None = None
+
+    def begin(self) -> None:
+        """Send what a stream sends before any token exists."""
+        if not self.job.stream:
+            return
+        asked = self.request.faults
+        faulty = asked.shapes_stream
+        self._outlet = FaultyOutlet(self.connection, asked, _STREAM_ERROR) if faulty else Outlet(self.connection)
+        greeting = self.writer.greeting()
+        if greeting and not self._outlet.send(greeting):
+            self.finished = True
+
+    def deliver(self) -> bool:
+        """Write what is due; False if the rest is not wanted any more."""
+        job, connection = self.job, self.connection
+        if self._outlet is None:
+            self.finished = True
+            body = self.writer.plain()
+            if self.request.faults.cut_after >= 0:
+                connection.respond_half(body)
+            else:
+                connection.respond(200, body)
+            return True
+        events = [] if job.emitted else self.writer.opening()
+        for at in range(job.emitted, job.due):
+            events += [self.writer.token(choice, at) for choice in range(job.width) if at < job.lengths[choice]]
+        job.emitted = job.due
+        last = job.ended
+        if last:
+            self.finished = True
+            events += self.writer.closing()
+        if self._outlet.send(events, last=last):
+            return True
+        self.finished = True
+        return False
+
+
+_STREAM_ERROR = b"data: %b\n\n" % _encode(
+    {
+        "error": {
+            "message": "EngineCore encountered an issue.",
+            "type": "InternalServerError",
+            "param": None,
+            "code": 500,
+        }
+    }
+)
+
+
+class Service:
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.metrics = Metrics(About(settings.served[0], settings.max_model_len, settings.timing))
+        self._engine = Engine(settings.timing, self.metrics)
+        self.metrics.watch(self._engine)
+        self._vocabulary = text.Vocabulary()
+        self._connections: set[Connection] = set()
+        self._records: deque[Request] = deque(maxlen=_RECORDED)
+        self._ids = random.Random()  # noqa: S311  ids, not secrets
+        self._base_key = text.key_of(settings.served[0], str(settings.seed))
+        self._started = int(time.time())
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._pumping = False
+        self._emptied: asyncio.Event | None = None
+        self.take_down: Callable[[float], None] = lambda _seconds: None
+        self._routes = self._table()
+
+    def _table(self) -> dict[str, tuple[str, Callable[[Connection, Request], None]]]:
+        routes: dict[str, tuple[str, Callable[[Connection, Request], None]]] = {
+            "/health": ("GET", self._empty),
+            "/ping": ("GET POST", self._empty),
+            "/version": ("GET", lambda c, _: c.respond(200, _encode({"version": VERSION}))),
+            "/load": ("GET", lambda c, _: c.respond(200, _encode({"server_load": self._load()}))),
+            "/metrics": ("GET", self._scrape),
+            "/v1/models": ("GET", lambda c, _: c.respond(200, self._models())),
+            "/tokenize": ("POST", self._tokenize),
+            "/detokenize": ("POST", self._detokenize),
+            "/sim/requests": ("GET DELETE", self._recorded),
+            "/sim/down": ("POST", self._down),
+        }
+        if self._settings.pooling:
+            routes["/v1/embeddings"] = ("POST", self._embeddings)
+        else:
+            routes["/v1/chat/completions"] = ("POST", self._chat)
+            routes["/v1/completions"] = ("POST", self._completions)
+            routes["/v1/responses"] = ("POST", self._responses)
+        return routes
+
+    # What a connection calls.
+
+    def opened(self, connection: Connection) -> None:
+        self._connections.add(connection)
+
+    def lost(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        exchange: _Exchange | None = connection.current
+        if exchange is not None and not exchange.finished:
+            self._engine.abort(exchange.job, time.monotonic())
+            self._pump()
+        if self._emptied is not None and not self._connections:
+            self._emptied.set()
+
+    def requested(self, connection: Connection, request: Request) -> None:
+        faults = request.faults
+        path = request.path
+        if path.startswith("/v1/") or path.endswith("tokenize"):
+            self._records.append(request)
+        if faults.hang:
+            connection.stall()
+            return
+        if faults.delay_ms:
+            asyncio.get_running_loop().call_later(faults.delay_ms / 1000, self._answer, connection, request)
+        else:
+            self._answer(connection, request)
+
+    async def drained(self) -> None:
+        """Let every connection end with the answer that it is writing, and wait for the last."""
+        if self._connections:
+            self._emptied = asyncio.Event()
+            for connection in list(self._connections):
+                connection.retire()
+            await self._emptied.wait()
+
+    def _answer(self, connection: Connection, request: Request) -> None:
+        if connection.closed:
+            return
+        try:
+            if request.faults.status:
+                self._fail(connection, request)
+                return
+            methods, route = self._route(request)
+            if request.method not in methods:
+                connection.respond(405, b'{"detail":"Method Not Allowed"}', extra=b"allow: %b\r\n" % methods.encode())
+                return
+            route(connection, request)
+        except asks.Refusal as refusal:
+            self.metrics.served(request.path, request.method, refusal.status)
+            connection.respond(refusal.status, refusal.body)
+
+    def _route(self, request: Request) -> tuple[str, Callable[[Connection, Request], None]]:
+        found = self._routes.get(request.path)
+        return found or (request.method, lambda c, _: c.respond(404, b'{"detail":"Not Found"}'))
+
+    def _fail(self, connection: Connection, request: Request) -> None:
+        status = request.faults.status
+        if request.faults.html:
+            page = b"<html><head><title>%d</title></head><body><h1>%d</h1></body></html>\n" % (status, status)
+            connection.respond(status, page, b"text/html")
+            return
+        kinds = {400: "BadRequestError", 404: "NotFoundError", 503: "ServiceUnavailableError"}
+        raise asks.Refusal(status, "Scripted by x-sim-status.", kinds.get(status, "InternalServerError"))
+
+    # Answers of the engine.
+
+    def _chat(self, connection: Connection, request: Request) -> None:
+        body = self._read(_CHAT, request)
+        ask = asks.from_chat(body, self._settings.max_model_len)
+        answers = self._answers(ask, request)
+        head = self._head("chatcmpl-", request)
+        writer = ChatWriter(ask, answers, head, self._vocabulary)
+        self._run(connection, request, self._job(ask, answers), writer)
+
+    def _completions(self, connection: Connection, request: Request) -> None:
+        body = self._read(_COMPLETION, request)
+        ask = asks.from_completion(body, self._settings.max_model_len, self._token)
+        answers = self._answers(ask, request)
+        head = self._head("cmpl-", request)
+        writer = CompletionWriter(ask, answers, head, self._vocabulary)
+        self._run(connection, request, self._job(ask, answers), writer)
+
+    def _responses(self, connection: Connection, request: Request) -> None:
+        body = self._read(_RESPONSES, request)
+        ask = asks.from_responses(body, self._settings.max_model_len)
+        answers = self._answers(ask, request)
+        head = self._head("resp_", request)
+        self._run(connection, request, self._job(ask, answers), ResponsesWriter(ask, answers, head, body))
+
+    def _embeddings(self, connection: Connection, request: Request) -> None:
+        body = self._read(_EMBEDDING, request)
+        inputs = asks.embedding_inputs(body, self._settings.max_model_len, self._token)
+        head = self._head("embd-", request)
+        job = Job(inputs, [0] * len(inputs), n=1, max_tokens=0, stream=False)
+        job.reasons = ["stop"] * len(inputs)
+        self._run(connection, request, job, embeddings.EmbeddingWriter(inputs, head, body))
+
+    def _read(self, decoder: msgspec.json.Decoder[Any], request: Request) -> Any:
+        kind = request.header(b"content-type").partition(b";")[0].strip().lower()
+        if kind != b"application/json":
+            words = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
+            raise asks.Refusal(400, words, "Bad Request")
+        body = asks.decode(decoder, request.body)
+        if body.model is not None and body.model not in self._settings.served:
+            raise asks.Refusal(404, f"The model `{body.model}` does not exist.", "NotFoundError", "model")
+        return body
+
+    def _head(self, prefix: str, request: Request) -> Head:
+        given = request.header(b"x-request-id").decode("latin-1")
+        name = given or f"{self._ids.getrandbits(64):016x}"
+        return Head(prefix + name, int(time.time()), self._settings.served[0])
+
+    def _answers(self, ask: asks.Ask, request: Request) -> list[text.Answer]:
+        """Write what the model says, all choices of all prompts."""
+        key = self._ids.getrandbits(64) if ask.key is None else ask.key
+        key ^= self._base_key
+        answers = []
+        for at, prompt in enumerate(ask.prompts):
+            room = self._settings.max_model_len - len(prompt)
+            limit = room if ask.max_tokens is None else min(ask.max_tokens, room)
+            keys = (text.mix(key + at * 1009 + choice) for choice in range(ask.n))
+            answers += [self._one(ask, request, limit, each) for each in keys]
+        return answers
+
+    def _one(self, ask: asks.Ask, request: Request, limit: int, key: int) -> text.Answer:
+        forced = request.faults
+        if forced.text is not None:
+            answer = text.quoted(forced.text, limit)
+        elif ask.json_text is not None:
+            answer = text.quoted(ask.json_text, limit, ask.tool)
+        else:
+            natural = limit
+            if forced.tokens:
+                natural = forced.tokens
+            elif ask.max_tokens is None:
+                typical = self._settings.typical_completion_tokens
+                natural = max(1, typical // 2 + key % (typical + 1))
+            answer = text.written(min(natural, limit), key, "stop" if natural < limit else "length")
+        return text.stopped(answer, ask.stops) if ask.stops else answer
+
+    def _job(self, ask: asks.Ask, answers: list[text.Answer]) -> Job:
+        job = Job(
+            ask.prompts,
+            [len(answer.pieces) for answer in answers],
+            n=ask.n,
+            max_tokens=ask.max_tokens or self._settings.max_model_len,
+            stream=ask.stream,
+        )
+        job.reasons = [answer.finish_reason for answer in answers]
+        return job
+
+    def _run(self, connection: Connection, request: Request, job: Job, writer: Writer) -> None:
+        writer.head.prompt_tokens = job.prompt_tokens
+        exchange = _Exchange(connection, request, job, writer)
+        job.owner = exchange
+        if not self._engine.submit(job, time.monotonic()):
+            limit = self._settings.timing.max_num_queued_reqs
+            words = f"Too many requests in flight: the limit of {limit} (--max-num-queued-reqs) is reached."
+            raise asks.Refusal(503, words, "ServiceUnavailableError")
+        self.metrics.served(request.path, "POST", 200)
+        connection.current = exchange
+        exchange.begin()
+        if exchange.finished:
+            self._engine.abort(job, time.monotonic())
+        self._pump()
+
+    def _pump(self) -> None:
+        """Deliver everything that is due, then set the timer for the next."""
+        if self._pumping:
+            return
+        self._pumping = True
+        engine = self._engine
+        while news := engine.advance(time.monotonic()):
+            for job in news:
+                self._deliver(job)
+        self._pumping = False
+        at = engine.next_at()
+        if at is None or (self._timer is not None and self._timer_at <= at):
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer_at = at
+        wait = max(_TICK_S, at - time.monotonic())
+        self._timer = asyncio.get_running_loop().call_later(wait, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._pump()
+
+    def _deliver(self, job: Job) -> None:
+        exchange: _Exchange = job.owner
+        if not job.emitted and self._settings.prompt_tokens_details:
+            exchange.writer.head.cached_tokens = job.cached_tokens
+        if exchange.finished or exchange.connection.closed:
+            return
+        if not exchange.deliver() and not job.ended:
+            self._engine.abort(job, time.monotonic())
+
+    # Answers that need no engine.
+
+    def _empty(self, connection: Connection, _request: Request) -> None:
+        connection.respond(200, b"", b"")
+
+    def _scrape(self, connection: Connection, _request: Request) -> None:
+        connection.respond(200, self.metrics.text(), b"text/plain; version=1.0.0; charset=utf-8")
+
+    def _load(self) -> int:
+        return self._engine.running + self._engine.waiting
+
+    def _models(self) -> bytes:
+        settings = self._settings
+        permission = {
+            "id": "modelperm-0",
+            "object": "model_permission",
+            "created": self._started,
+            "allow_create_engine": False,
+            "allow_sampling": True,
+            "allow_logprobs": True,
+            "allow_search_indices": False,
+            "allow_view": True,
+            "allow_fine_tuning": False,
+            "organization": "*",
+            "group": None,
+            "is_blocking": False,
+        }
+        cards = [
+            {
+                "id": name,
+                "object": "model",
+                "created": self._started,
+                "owned_by": "vllm",
+                "root": settings.model,
+                "parent": None,
+                "max_model_len": settings.max_model_len,
+                "permission": [permission],
+            }
+            for name in settings.served
+        ]
+        return _encode({"object": "list", "data": cards})
+
+    def _token(self, number: int) -> str:
+        return self._vocabulary.text([number])
+
+    def _tokenize(self, connection: Connection, request: Request) -> None:
+        body = self._read(_TOKENIZE, request)
+        tokens = asks.chat_prompt(body.messages) if body.messages else ["<s>", *text.tokenize(body.prompt or "")]
+        answer = {
+            "count": len(tokens),
+            "max_model_len": self._settings.max_model_len,
+            "tokens": self._vocabulary.ids(tokens),
+            "token_strs": tokens if body.return_token_strs else None,
+        }
+        connection.respond(200, _encode(answer))
+
+    def _detokenize(self, connection: Connection, request: Request) -> None:
+        body = self._read(_DETOKENIZE, request)
+        connection.respond(200, _encode({"prompt": self._vocabulary.text(body.tokens)}))
+
+    # The simulator's own routes.
+
+    def _recorded(self, connection: Connection, request: Request) -> None:
+        if request.method == "DELETE":
+            self._records.clear()
+        connection.respond(200, _encode([_record(each) for each in self._records]))
+
+    def _down(self, connection: Connection, request: Request) -> None:
+        seconds = msgspec.json.decode(request.body or b"{}", type=_Down).seconds
+        connection.respond(200, _encode({"seconds": seconds}), extra=b"connection: close\r\n")
+        for other in list(self._connections - {connection}):
+            other.reset()
+        connection.retire()
+        self.take_down(seconds)
+
+
+class _Down(msgspec.Struct):
+    seconds: float = 1.0
+
+
+def _record(request: Request) -> dict[str, Any]:
+    try:
+        body = msgspec.json.decode(request.body)
+    except msgspec.DecodeError:
+        body = request.body.decode(errors="replace")
+    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers}
+    return {"method": request.method, "path": request.path, "headers": headers, "body": body}
+
+
+_CHAT = asks.decoder(asks.ChatRequest)
+_COMPLETION = asks.decoder(asks.CompletionRequest)
+_RESPONSES = asks.decoder(asks.ResponsesRequest)
+_EMBEDDING = asks.decoder(asks.EmbeddingRequest)
+_TOKENIZE = asks.decoder(asks.TokenizeRequest)
+_DETOKENIZE = asks.decoder(asks.DetokenizeRequest)

@@ -1,0 +1,118 @@
+"""`llm-mesh serve`: N workers, restarted when they die, and the admin port.
+
+The supervisor is on no request's path. Workers are separate processes (one grpc.aio event loop uses one core), each on
+its own Unix socket; Envoy sees them as endpoints of one cluster. On SIGTERM the workers drain, then it ends.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from extproc import config
+from extproc.admin import Admin
+
+log = logging.getLogger("llm-mesh")
+_RESTART_SECONDS = 0.1  # then doubling while a worker keeps dying at once
+_MAX_RESTART_SECONDS = 5.0
+_STOP_SECONDS = 15.0
+
+
+class ServeOptions(msgspec.Struct, frozen=True):
+    config: str
+    sockets: str  # directory of worker-N.sock; "" = `bind` is used
+    bind: str  # host:port shared by all workers (SO_REUSEPORT), where there are no sockets
+    workers: int
+    replicas: int  # of this whole process, over the cluster
+    redis_url: str
+    admin_host: str
+    admin_port: int
+    drain_seconds: float
+    redis_timeout_ms: int
+
+
+async def supervise(options: ServeOptions) -> None:
+    config.load(Path(options.config).read_bytes(), options.config)  # refuse to start on a bad file, with its line
+    runtime = Path(tempfile.mkdtemp(prefix="llm-mesh-"))
+    metrics_dir = runtime / "metrics"
+    metrics_dir.mkdir()
+    if options.sockets:
+        Path(options.sockets).mkdir(parents=True, exist_ok=True)
+    stopping = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopping.set)
+    admin = Admin(runtime, metrics_dir, options.workers)
+    await admin.start(options.admin_host, options.admin_port)
+    try:
+        await asyncio.gather(
+            *(_keep(i, options, runtime, metrics_dir, stopping, admin) for i in range(options.workers))
+        )
+    finally:
+        await admin.stop()
+        shutil.rmtree(runtime, ignore_errors=True)
+
+
+async def _keep(
+    index: int, options: ServeOptions, runtime: Path, metrics_dir: Path, stopping: asyncio.Event, admin: Admin
+) -> None:
+    """One worker, started again whenever it ends by itself."""
+    wait = _RESTART_SECONDS
+    loop = asyncio.get_running_loop()
+    while not stopping.is_set():
+        began = loop.time()
+        worker = await _start(index, options, runtime, metrics_dir)
+        ended = asyncio.create_task(worker.wait())
+        stop = asyncio.create_task(stopping.wait())
+        await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        if not ended.done():
+            await _drain(worker, options.drain_seconds)
+        admin.forget(worker.pid)
+        if not stopping.is_set():
+            log.error("worker %d ended with status %s: starting it again", index, worker.returncode)
+            wait = (
+                _RESTART_SECONDS if loop.time() - began > _MAX_RESTART_SECONDS else min(2 * wait, _MAX_RESTART_SECONDS)
+            )
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stopping.wait(), wait)
+
+
+async def _start(index: int, options: ServeOptions, runtime: Path, metrics_dir: Path) -> asyncio.subprocess.Process:
+    bind = f"unix:{Path(options.sockets).resolve()}/worker-{index}.sock" if options.sockets else options.bind
+    arguments = {
+        "config": options.config,
+        "bind": bind,
+        "redis": options.redis_url,
+        "index": index,
+        "shares": options.workers * options.replicas,
+        "status-file": runtime / f"worker-{index}.json",
+        "drain-seconds": options.drain_seconds,
+        "redis-timeout-ms": options.redis_timeout_ms,
+    }
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "extproc",
+        "worker",
+        *(f"--{name}={value}" for name, value in arguments.items()),
+        env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)},
+        start_new_session=True,  # Ctrl-C reaches the supervisor, which drains them
+    )
+
+
+async def _drain(worker: asyncio.subprocess.Process, drain_seconds: float) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        worker.terminate()
+    try:
+        await asyncio.wait_for(worker.wait(), drain_seconds + _STOP_SECONDS)
+    except TimeoutError:
+        worker.kill()
+        await worker.wait()
