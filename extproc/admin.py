@@ -48,7 +48,7 @@ class Admin:
 
     def forget(self, pid: int) -> None:
         """A worker ended: its gauges end, its counters stay."""
-        mark_process_dead(pid, path=str(self._metrics_dir))
+        mark_process_dead(pid, path=str(self._metrics_dir))  # type: ignore[no-untyped-call]
 
     async def _health(self, _request: web.Request) -> web.Response:
         health = summarize(self._statuses(), self._workers)
@@ -61,7 +61,7 @@ class Admin:
 
     def _collect(self) -> bytes:
         registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(self._metrics_dir))
+        MultiProcessCollector(registry, path=str(self._metrics_dir))  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
     def _statuses(self) -> list[_Status]:

@@ -91,8 +91,6 @@ class Worker:
             return
         began = time.perf_counter()
         head = wire.read_head(message)
-        if head is None:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be request headers")
         catalogue = self.catalogue
         endpoint = "models" if models_api.is_ours(head.path) else chat.PATHS.get(head.path, "")
         ticket = decision.Ticket(next(self._ids), endpoint)
@@ -101,8 +99,7 @@ class Worker:
             key = caller.key
             ticket = msgspec.structs.replace(ticket, tenant=key.tenant, user=key.user, key_id=key.key_id)
             if head.method == "GET":
-                body = models_api.answer(catalogue, head.path, key.models)
-                await context.write(wire.answer(body, ticket))
+                await context.write(wire.answer(models_api.answer(catalogue, head.path, key.models), ticket))
                 return
             check_head(head, catalogue.config.max_body_bytes)
             await context.write(wire.CONTINUE)
@@ -111,18 +108,15 @@ class Worker:
             if message is grpc.aio.EOF:  # the client left; nothing may be taken for a decision
                 await context.abort(grpc.StatusCode.CANCELLED, "no body came")
             began = time.perf_counter() - spent
-            body = wire.read_body(message)
-            if body is None:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the second message must be the request body")
-            reply = await self._decide(head, body, caller, catalogue, ticket, began)
+            reply = await self._decide(head, wire.read_body(message), caller, catalogue, ticket, began)
         except ApiError as error:
             reply = wire.reject(decision.Reject(error, {}, ticket))
         except (asyncio.CancelledError, grpc.aio.AbortError):
             raise
         except Exception:
             log.exception("request failed")
-            error = ApiError(500, "internal_error", "The request could not be decided.", kind="server_error")
-            reply = wire.reject(decision.Reject(error, {}, ticket))
+            failure = ApiError(500, "internal_error", "The request could not be decided.", kind="server_error")
+            reply = wire.reject(decision.Reject(failure, {}, ticket))
         await context.write(reply)
 
     async def _authenticate(self, head: wire.Head, catalogue: config.Catalogue) -> decision.Caller:
@@ -362,12 +356,8 @@ def _background(work: Any) -> None:
 
 
 def _handlers(worker: Worker) -> list[grpc.GenericRpcHandler]:
-    process = grpc.stream_stream_rpc_method_handler(
-        worker.process, request_deserializer=wire.ProcessingRequest.FromString
-    )
-    logs = grpc.stream_unary_rpc_method_handler(
-        worker.stream_access_logs, request_deserializer=wire.StreamAccessLogsMessage.FromString
-    )
+    process = grpc.stream_stream_rpc_method_handler(worker.process, request_deserializer=wire.parse_request)
+    logs = grpc.stream_unary_rpc_method_handler(worker.stream_access_logs, request_deserializer=wire.parse_access_logs)
     return [
         grpc.method_handlers_generic_handler(wire.PROCESS, {"Process": process}),
         grpc.method_handlers_generic_handler(wire.ACCESS_LOGS, {"StreamAccessLogs": logs}),

@@ -13,7 +13,7 @@ from extproc.chat import Usage
 from extproc.receipt import Receipt
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.trace.export import SpanProcessor
+    from opentelemetry.sdk.trace import SpanProcessor
 
 _OPERATIONS = {"chat": "chat", "completions": "text_completion", "embeddings": "embeddings", "responses": "chat"}
 _PARENT_PARTS = 4

@@ -104,7 +104,8 @@ def _show(by: Sequence[str], table: list[list[str | int]], since: date, until: d
         "$ / 1M tokens",
     ):
         shown.add_column(head, justify="right", no_wrap=True)
-    for line in [*table, ["total", *[""] * (len(by) - 1), *_total(table, len(by))]]:
+    total: list[str | int] = ["total", *[""] * (len(by) - 1), *_total(table, len(by))]
+    for line in [*table, total]:
         shown.add_row(*_cells(line, len(by)))
     Console(width=None if sys.stdout.isatty() else 200).print(shown)
 

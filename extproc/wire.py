@@ -12,7 +12,6 @@ import msgspec
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
 from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
 from envoy.service.ext_proc.v3.external_processor_pb2 import (
-    BodyMutation,
     BodyResponse,
     CommonResponse,
     HeaderMutation,
@@ -22,9 +21,9 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import (
     ProcessingResponse,
 )
 from envoy.type.v3.http_status_pb2 import HttpStatus
-from google.protobuf.message import DecodeError
 
 from extproc.decision import Forward, Reject, Replay, Ticket, error_headers
+from extproc.errors import LlmMeshError
 from extproc.receipt import Receipt
 
 PROCESS = "envoy.service.ext_proc.v3.ExternalProcessor"
@@ -48,8 +47,14 @@ _METHODS = [
 ]  # of envoy RequestMethod
 
 CONTINUE: bytes = ProcessingResponse(request_headers=HeadersResponse()).SerializeToString()
+parse_request = ProcessingRequest.FromString
+parse_access_logs = StreamAccessLogsMessage.FromString
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Ticket)
+
+
+class WireError(LlmMeshError):
+    """Envoy's filter is not configured as mesh/envoyfilter/ext-proc.yaml says."""
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -65,10 +70,10 @@ class Head(msgspec.Struct, frozen=True):
         return self.headers.get(name, "")
 
 
-def read_head(message: ProcessingRequest) -> Head | None:
-    """None if this is not a request's first message."""
+def read_head(message: ProcessingRequest) -> Head:
+    """Raises WireError if this is not a request's first message."""
     if message.WhichOneof("request") != "request_headers":
-        return None
+        raise WireError("the first message must be request headers")
     request = message.request_headers
     headers = {}
     steering = []
@@ -82,10 +87,10 @@ def read_head(message: ProcessingRequest) -> Head | None:
     return Head(headers.get(":method", ""), path, headers, request.end_of_stream, steering)
 
 
-def read_body(message: ProcessingRequest) -> bytes | None:
-    """None if this is no request body."""
+def read_body(message: ProcessingRequest) -> bytes:
+    """Raises WireError if this is no request body."""
     if message.WhichOneof("request") != "request_body":
-        return None
+        raise WireError("the second message must be the request body")
     body: bytes = message.request_body.body
     return body
 
@@ -223,22 +228,3 @@ def _number(fields: Mapping[str, Any], name: str) -> float:
 
 def _seconds(duration: Any) -> float:
     return float(duration.seconds + duration.nanos / 1e9)
-
-
-__all__ = [
-    "ACCESS_LOGS",
-    "CONTINUE",
-    "PROCESS",
-    "BodyMutation",
-    "DecodeError",
-    "Head",
-    "ProcessingRequest",
-    "StreamAccessLogsMessage",
-    "answer",
-    "forward",
-    "read_body",
-    "read_head",
-    "read_receipts",
-    "reject",
-    "replay",
-]

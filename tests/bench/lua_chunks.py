@@ -25,8 +25,8 @@ from envoy_runner import lua_filter, metadata_filter, running
 
 CONNECTIONS, EVENTS, ANSWERS, TURNS = 100, 100, 100, 9
 EVENT = (
-    b'data: {"id":"chatcmpl-99f646e54fc0251b","object":"chat.completion.chunk","created":1795421256,"model":"mistral-7b",'
-    b'"choices":[{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null,"token_ids":null}]}\n\n'
+    b'data: {"id":"chatcmpl-99f646e54fc0251b","object":"chat.completion.chunk","created":1795421256,'
+    b'"model":"mistral-7b","choices":[{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null,"token_ids":null}]}\n\n'
 )
 USAGE = b'"usage":{"prompt_tokens":13,"total_tokens":17,"completion_tokens":4,"prompt_tokens_details":null}'
 LAST = b'data: {"id":"c","choices":[],%b}\n\ndata: [DONE]\n\n' % USAGE
@@ -137,7 +137,7 @@ async def main(others: list[Path]) -> None:
     port = upstream.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         async with running(Path(folder), chains, dict.fromkeys(chains, port)) as gateway:
-            envoy = psutil.Process(gateway.process.pid)
+            envoy = psutil.Process(gateway.pid)
             figures = {name: {chain: [] for chain in chains} for name in ("chunk", "answer")}
             for _ in range(TURNS):
                 for chain in chains:

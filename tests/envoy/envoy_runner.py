@@ -9,8 +9,6 @@ import asyncio
 import http.client
 import io
 import json
-import os
-import subprocess
 import sysconfig
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,6 +21,8 @@ USAGE_LUA = Path(__file__).parents[2] / "mesh/lua/usage.lua"
 DEADLINE_SECONDS = 10
 # A piece must reach Envoy in a read of its own. Nothing in Envoy tells when it has read, so the upstream pauses.
 PAUSE_SECONDS = 0.004
+
+ENVOY = "type.googleapis.com/envoy.extensions"
 
 Script = Callable[[asyncio.StreamWriter], Awaitable[None]]
 
@@ -69,7 +69,7 @@ class Gateway:
     ports: dict[str, int]
     log: Path
     scripts: dict[str, Script]
-    process: subprocess.Popen[bytes]
+    pid: int
     _receipts: dict[str, dict[str, Any]] = field(default_factory=dict)
     _read_to: int = 0
     _sent: int = 0
@@ -134,7 +134,7 @@ def metadata_filter(values: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": "processor",
         "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.set_metadata.v3.Config",
+            "@type": f"{ENVOY}.filters.http.set_metadata.v3.Config",
             "metadata": [{"metadata_namespace": "llm", "value": values}],
         },
     }
@@ -144,7 +144,7 @@ def lua_filter(path: Path = USAGE_LUA) -> dict[str, Any]:
     return {
         "name": "lua",
         "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua",
+            "@type": f"{ENVOY}.filters.http.lua.v3.Lua",
             "default_source_code": {"filename": str(path)},
         },
     }
@@ -152,7 +152,7 @@ def lua_filter(path: Path = USAGE_LUA) -> dict[str, Any]:
 
 ROUTER = {
     "name": "router",
-    "typed_config": {"@type": "type.googleapis.com/envoy.extensions.filters.http.router.v3.Router"},
+    "typed_config": {"@type": f"{ENVOY}.filters.http.router.v3.Router"},
 }
 RECEIPT = {
     "path": "%REQ(:PATH)%",
@@ -169,7 +169,7 @@ def _address(port: int) -> dict[str, Any]:
 
 def _listener(name: str, filters: list[dict[str, Any]], log: Path, cluster: str) -> dict[str, Any]:
     manager = {
-        "@type": "type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "@type": f"{ENVOY}.filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": name,
         "http_filters": [*filters, ROUTER],
         "route_config": {
@@ -185,7 +185,7 @@ def _listener(name: str, filters: list[dict[str, Any]], log: Path, cluster: str)
             {
                 "name": "file",
                 "typed_config": {
-                    "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
+                    "@type": f"{ENVOY}.access_loggers.file.v3.FileAccessLog",
                     "path": str(log),
                     "log_format": {"json_format": RECEIPT},
                 },
@@ -210,7 +210,7 @@ def _cluster(name: str, port: int, **options: Any) -> dict[str, Any]:
         },
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
-                "@type": "type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions",
+                "@type": f"{ENVOY}.upstreams.http.v3.HttpProtocolOptions",
                 "explicit_http_config": {protocol: {}},
                 **options,
             }
@@ -218,10 +218,10 @@ def _cluster(name: str, port: int, **options: Any) -> dict[str, Any]:
     }
 
 
-async def _ports(admin: Path, process: subprocess.Popen[bytes], count: int) -> dict[str, int]:
+async def _ports(admin: Path, process: asyncio.subprocess.Process, count: int) -> dict[str, int]:
     """Asks Envoy which ports it took, once it serves."""
     deadline = time.monotonic() + DEADLINE_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
+    while time.monotonic() < deadline and process.returncode is None:
         await asyncio.sleep(PAUSE_SECONDS)
         if not admin.exists() or not admin.read_text():
             continue
@@ -275,18 +275,15 @@ async def running(
     config = folder / "bootstrap.json"
     config.write_text(json.dumps(bootstrap))
     with (folder / "envoy.log").open("wb") as errors:
-        process = subprocess.Popen(
-            [
-                Path(sysconfig.get_path("scripts")) / "envoy",
-                *("-c", config, "--use-dynamic-base-id", "--concurrency", "1", "-l", "error"),
-                *("--admin-address-path", admin, "--file-flush-interval-msec", "5"),
-            ],
+        process = await asyncio.create_subprocess_exec(
+            Path(sysconfig.get_path("scripts")) / "envoy",
+            *("-c", config, "--use-dynamic-base-id", "--concurrency", "1", "-l", "error"),
+            *("--admin-address-path", admin, "--file-flush-interval-msec", "5"),
             stderr=errors,
-            env=dict(os.environ),
         )
     try:
-        yield Gateway(await _ports(admin, process, len(chains)), log, scripts, process)
+        yield Gateway(await _ports(admin, process, len(chains)), log, scripts, process.pid)
     finally:
         process.kill()
-        process.wait()
+        await process.wait()
         upstream.close()

