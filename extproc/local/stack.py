@@ -11,7 +11,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -159,11 +158,13 @@ class Stack:
     async def _redis_answers(self) -> bool:
         store = RedisStore(self.redis_url)
         await store.start()
-        with suppress(StoreUnavailable):
+        try:
             await store.ping()
-            return True
-        await store.aclose()
-        return False
+        except StoreUnavailable:
+            return False
+        finally:
+            await store.aclose()
+        return True
 
     async def _start_backends(self) -> None:
         if self.settings.backend:

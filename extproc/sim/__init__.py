@@ -1,8 +1,11 @@
 """A vLLM 0.32 OpenAI server without the model: the same routes, shapes, errors, metrics and timing, made-up text.
 
 For the local stack, for tests and for benches, where no GPU can be. `x-sim-*` request headers script faults
-(faults.py), GET /sim/requests shows what arrived. The rooms: asks (bodies in), text (tokens and words), engine
-(who runs when), answers / responses / embeddings (bodies out), metrics, http (one connection), service (the joints).
+(faults.py), GET /sim/requests shows what arrived, POST /sim/down {"seconds": s} resets all and comes back.
+
+The rooms, in the order of a request: http (one connection), service (which path does what), bodies (JSON to values),
+asks (values to one `Ask`), choices and text (what is said), engine (who runs when), exchange and outlet (what is due
+goes out), chat, completions, responses, embeddings on answers (the bytes), metrics.
 """
 
 import argparse

@@ -1,102 +1,25 @@
-"""Request bodies of the OpenAI API -> one `Ask`, refused with the words that vLLM uses.
+"""Request bodies -> one `Ask`, whatever the dialect: the chat template, the limits, the constraints on the answer.
 
-Pure. It owns what vLLM validates and the chat template; it must not know how an answer is made. Unknown fields are
-accepted, as vLLM does.
+Pure. It owns what vLLM checks after a body was read; it must not know how an answer is made.
 """
 
-import re
 from typing import Any
 
 import msgspec
 
+from extproc.sim.bodies import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    Refusal,
+    ResponsesRequest,
+    Sampling,
+    invalid,
+    value_error,
+)
 from extproc.sim.text import instance, key_of, mix, tokenize
 
-_PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?$", re.DOTALL)
-_MISSING = re.compile(r"missing required field `(\w+)`")
-_PYDANTIC = {
-    "int": ("int_type", "Input should be a valid integer"),
-    "float": ("float_type", "Input should be a valid number"),
-    "bool": ("bool_type", "Input should be a valid boolean"),
-    "str": ("string_type", "Input should be a valid string"),
-    "array": ("list_type", "Input should be a valid list"),
-    "object": ("dict_type", "Input should be a valid dictionary"),
-}
 _COMPLETIONS_MAX_TOKENS = 16
-
-
-class Refusal(Exception):  # noqa: N818  an answer, not a failure of the simulator
-    """An error in vLLM's shape."""
-
-    def __init__(self, status: int, message: str, kind: str = "BadRequestError", param: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.body = msgspec.json.encode({"error": {"message": message, "type": kind, "param": param, "code": status}})
-
-
-class _Sampling(msgspec.Struct):
-    model: str | None = None
-    n: int | None = 1
-    stop: str | list[str] | None = None
-    stream: bool | None = False
-    stream_options: dict[str, Any] | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    response_format: dict[str, Any] | None = None
-    return_token_ids: bool | None = None
-    ignore_eos: bool | None = None
-    max_tokens: int | None = None
-
-
-class ChatRequest(_Sampling, kw_only=True):
-    messages: list[dict[str, Any]]
-    max_completion_tokens: int | None = None
-    logprobs: bool | None = False
-    top_logprobs: int | None = 0
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-
-
-class CompletionRequest(_Sampling, kw_only=True):
-    prompt: str | list[str | int | list[int]] | None = None
-    echo: bool | None = False
-    logprobs: int | None = None
-
-
-class ResponsesRequest(msgspec.Struct, kw_only=True):
-    input: str | list[dict[str, Any]]
-    model: str | None = None
-    instructions: str | None = None
-    max_output_tokens: int | None = None
-    stream: bool | None = False
-    temperature: float | None = None
-    top_p: float | None = None
-    seed: int | None = None
-    text: dict[str, Any] | None = None
-    tools: list[dict[str, Any]] | None = None
-    tool_choice: str | dict[str, Any] | None = None
-    metadata: dict[str, Any] | None = None
-    parallel_tool_calls: bool | None = True
-    user: str | None = None
-
-
-class EmbeddingRequest(msgspec.Struct, kw_only=True):
-    input: str | list[str | int | list[int]]
-    model: str | None = None
-    encoding_format: str | None = "float"
-    dimensions: int | None = None
-
-
-class TokenizeRequest(msgspec.Struct, kw_only=True):
-    model: str | None = None
-    prompt: str | None = None
-    messages: list[dict[str, Any]] | None = None
-    return_token_strs: bool | None = False
-
-
-class DetokenizeRequest(msgspec.Struct, kw_only=True):
-    tokens: list[int]
-    model: str | None = None
 
 
 class Ask(msgspec.Struct):
@@ -117,51 +40,13 @@ class Ask(msgspec.Struct):
     token_ids: bool = False
 
 
-def decoder(kind: type[Any]) -> msgspec.json.Decoder[Any]:
-    """Return a decoder that is as lax about numbers in strings as pydantic is."""
-    return msgspec.json.Decoder(kind, strict=False)
-
-
-def decode(with_decoder: msgspec.json.Decoder[Any], body: bytes) -> Any:
-    try:
-        return with_decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise _validation(str(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        found = f"'loc': ('body', 0), 'msg': 'JSON decode error', 'input': {{}}, 'ctx': {{'error': {str(error)!r}}}"
-        text = f"1 validation error:\n  {{'type': 'json_invalid', {found}}}"
-        raise Refusal(400, text, "Bad Request", "body.0") from None
-
-
-def _validation(message: str) -> Refusal:
-    found = _PATH.match(message)
-    what, path = (found["what"], found["path"] or "") if found else (message, "")
-    missing = _MISSING.search(what)
-    if missing:
-        kind, words = "missing", "Field required"
-        path = f"{path}.{missing[1]}" if path else missing[1]
-    else:
-        expected = what.removeprefix("Expected `").partition("`")[0].partition(" | ")[0]
-        kind, words = _PYDANTIC.get(expected, ("value_error", what))
-    path = re.sub(r"\[(\d+)\]", r".\1", path).replace("[...]", "").strip(".")
-    loc = ("body", *(part for part in path.split(".") if part))
-    text = f"1 validation error:\n  {{'type': {kind!r}, 'loc': {loc!r}, 'msg': {words!r}}}"
-    return Refusal(400, text, "Bad Request", ".".join(loc))
-
-
-def _value_error(message: str, param: str | None = None) -> Refusal:
-    """Refuse as vLLM's own validators inside pydantic do."""
-    text = f"1 validation error:\n  {{'type': 'value_error', 'loc': ('body',), 'msg': {'Value error, ' + message!r}}}"
-    return Refusal(400, text, "Bad Request", param)
-
-
 def from_chat(request: ChatRequest, max_model_len: int) -> Ask:
     if not request.messages:
-        raise _value_error("Conversation must contain at least one message.", "messages")
+        raise value_error("Conversation must contain at least one message.", "messages")
     top = request.top_logprobs or 0
     if top < 0 or (top and not request.logprobs):
         words = "must be a positive value or -1." if top < 0 else "requires `logprobs` to be set to true."
-        raise _value_error(f"`top_logprobs` {words}", "top_logprobs")
+        raise value_error(f"`top_logprobs` {words}", "top_logprobs")
     prompt = chat_prompt(request.messages, request.tools)
     limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
     ask = _common(request, [prompt], limit, max_model_len)
@@ -172,7 +57,7 @@ def from_chat(request: ChatRequest, max_model_len: int) -> Ask:
 
 def from_completion(request: CompletionRequest, max_model_len: int, detokenize: Any) -> Ask:
     if request.prompt is None or request.prompt == "":
-        raise _value_error("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
+        raise value_error("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
     prompts = _inputs(request.prompt, detokenize)
     limit = _COMPLETIONS_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     ask = _common(request, prompts, limit, max_model_len)
@@ -190,9 +75,9 @@ def from_responses(request: ResponsesRequest, max_model_len: int) -> Ask:
     else:
         messages += [_response_item(item) for item in request.input]
     if not messages:
-        raise _value_error("Conversation must contain at least one message.", "input")
+        raise value_error("Conversation must contain at least one message.", "input")
     prompt = chat_prompt(messages, request.tools)
-    sampling = _Sampling(stream=request.stream, temperature=request.temperature, seed=request.seed)
+    sampling = Sampling(stream=request.stream, temperature=request.temperature, seed=request.seed)
     ask = _common(sampling, [prompt], request.max_output_tokens, max_model_len, "max_output_tokens")
     form = (request.text or {}).get("format")
     form = {"type": form.get("type"), "json_schema": form} if isinstance(form, dict) else None
@@ -215,7 +100,7 @@ def embedding_inputs(request: EmbeddingRequest, max_model_len: int, detokenize: 
     for tokens in inputs:
         _fit(len(tokens), 0, max_model_len, "max_tokens")
     if request.encoding_format not in ("float", "base64", None):
-        raise _validation("Input should be 'float' or 'base64' - at `$.encoding_format`")
+        raise invalid("Input should be 'float' or 'base64' - at `$.encoding_format`")
     return inputs
 
 
@@ -224,7 +109,7 @@ def _inputs(given: str | list[str | int | list[int]], detokenize: Any) -> list[l
     if isinstance(given, str):
         return [["<s>", *tokenize(given)]]
     if not given:
-        raise _value_error("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
+        raise value_error("Either prompt or prompt_embeds must be provided and non-empty.", "prompt")
     if all(isinstance(each, int) for each in given):
         return [[detokenize(number) for number in given]]
     return [
@@ -241,7 +126,7 @@ def chat_prompt(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | No
     for at, message in enumerate(messages):
         role = message.get("role")
         if not isinstance(role, str):
-            raise _validation(f"Object missing required field `role` - at `$.messages[{at}]`")
+            raise invalid(f"Object missing required field `role` - at `$.messages[{at}]`")
         prompt += ("<|", role, "|>", *tokenize(_content(message.get("content"), at)), "</s>")
     prompt.append("<|assistant|>")
     return prompt
@@ -251,7 +136,7 @@ def _content(content: Any, at: int) -> str:
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        raise _validation(f"Expected `str`, got `object` - at `$.messages[{at}].content`")
+        raise invalid(f"Expected `str`, got `object` - at `$.messages[{at}].content`")
     texts = []
     for part in content:
         kind = part.get("type") if isinstance(part, dict) else "text"
@@ -262,10 +147,10 @@ def _content(content: Any, at: int) -> str:
 
 
 def _common(
-    request: _Sampling, prompts: list[list[str]], limit: int | None, max_model_len: int, name: str = "max_tokens"
+    request: Sampling, prompts: list[list[str]], limit: int | None, max_model_len: int, name: str = "max_tokens"
 ) -> Ask:
     if request.stream_options and not request.stream:
-        raise _value_error("Stream options can only be defined when `stream=True`.", "stream_options")
+        raise value_error("Stream options can only be defined when `stream=True`.", "stream_options")
     _check_range(request, limit, name)
     for prompt in prompts:
         _fit(len(prompt), limit or 0, max_model_len, name)
@@ -286,7 +171,7 @@ def _common(
     )
 
 
-def _check_range(request: _Sampling, limit: int | None, name: str) -> None:
+def _check_range(request: Sampling, limit: int | None, name: str) -> None:
     if limit is not None and limit < 1:
         raise _too_few(name, limit)
     if request.n is not None and request.n < 1:
@@ -324,7 +209,7 @@ def _fit(prompt_tokens: int, limit: int, max_model_len: int, name: str) -> None:
         )
 
 
-def _key(request: _Sampling, prompts: list[list[str]]) -> int | None:
+def _key(request: Sampling, prompts: list[list[str]]) -> int | None:
     if request.seed is None and request.temperature != 0:
         return None
     return mix(key_of(*("".join(prompt) for prompt in prompts)) ^ (request.seed or 0))
@@ -344,7 +229,7 @@ def _constrained(
     if kind == "json_schema":
         schema = form.get("json_schema") if form else None
         if not isinstance(schema, dict):
-            raise _value_error(
+            raise value_error(
                 "When response_format type is 'json_schema', the 'json_schema' field must be provided.",
                 "response_format",
             )
@@ -356,14 +241,14 @@ def _chosen(tools: list[dict[str, Any]] | None, choice: Any) -> dict[str, Any]:
     functions = [tool.get("function") or {} for tool in tools or []]
     functions = [function for function in functions if function.get("name")]
     if not functions:
-        raise _value_error("When using `tool_choice`, `tools` must be set.", "tool_choice")
+        raise value_error("When using `tool_choice`, `tools` must be set.", "tool_choice")
     if choice == "required":
         return functions[0]
     name = (choice.get("function") or {}).get("name") if isinstance(choice, dict) else None
     for function in functions:
         if function["name"] == name:
             return function
-    raise _value_error("The tool specified in `tool_choice` does not match any of the specified `tools`", "tool_choice")
+    raise value_error("The tool specified in `tool_choice` does not match any of the specified `tools`", "tool_choice")
 
 
 def _json(value: Any) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from extproc.sim.answers import Head, usage
-from extproc.sim.asks import EmbeddingRequest
+from extproc.sim.bodies import EmbeddingRequest
 
 DIMENSIONS = 384
 

@@ -9,7 +9,8 @@ from typing import Any
 import msgspec
 
 from extproc.sim.answers import Head
-from extproc.sim.asks import Ask, ResponsesRequest
+from extproc.sim.asks import Ask
+from extproc.sim.bodies import ResponsesRequest
 from extproc.sim.text import Answer
 
 _encode = msgspec.json.encode

@@ -13,10 +13,14 @@ from typing import Any
 
 import msgspec
 
-from extproc.sim import asks, embeddings, text
-from extproc.sim.answers import ChatWriter, CompletionWriter, Head, Writer
+from extproc.sim import asks, bodies, choices, embeddings, text
+from extproc.sim.answers import Head, Writer
+from extproc.sim.chat import ChatWriter
+from extproc.sim.completions import CompletionWriter
 from extproc.sim.engine import Engine, Job, Timing
-from extproc.sim.http import Connection, FaultyOutlet, Outlet, Request
+from extproc.sim.exchange import Exchange
+from extproc.sim.http import Connection, Request
+from extproc.sim.listings import model_list, record
 from extproc.sim.metrics import About, Metrics
 from extproc.sim.responses import ResponsesWriter
 
@@ -37,67 +41,6 @@ class Settings(msgspec.Struct, frozen=True):
     timing: Timing = Timing()
 
 
-class _Exchange:
-    """One request that the engine works on."""
-
-    __slots__ = ("_outlet", "connection", "finished", "job", "request", "writer")
-
-    def __init__(self, connection: Connection, request: Request, job: Job, writer: Writer) -> None:
-        self.connection = connection
-        self.request = request
-        self.job = job
-        self.finished = False
-        self.writer = writer
-        self._outlet: Outlet | None = None
-
-    def begin(self) -> None:
-        """Send what a stream sends before any token exists."""
-        if not self.job.stream:
-            return
-        asked = self.request.faults
-        faulty = asked.shapes_stream
-        self._outlet = FaultyOutlet(self.connection, asked, _STREAM_ERROR) if faulty else Outlet(self.connection)
-        greeting = self.writer.greeting()
-        if greeting and not self._outlet.send(greeting):
-            self.finished = True
-
-    def deliver(self) -> bool:
-        """Write what is due; False if the rest is not wanted any more."""
-        job, connection = self.job, self.connection
-        if self._outlet is None:
-            self.finished = True
-            body = self.writer.plain()
-            if self.request.faults.cut_after >= 0:
-                connection.respond_half(body)
-            else:
-                connection.respond(200, body)
-            return True
-        events = [] if job.emitted else self.writer.opening()
-        for at in range(job.emitted, job.due):
-            events += [self.writer.token(choice, at) for choice in range(job.width) if at < job.lengths[choice]]
-        job.emitted = job.due
-        last = job.ended
-        if last:
-            self.finished = True
-            events += self.writer.closing()
-        if self._outlet.send(events, last=last):
-            return True
-        self.finished = True
-        return False
-
-
-_STREAM_ERROR = b"data: %b\n\n" % _encode(
-    {
-        "error": {
-            "message": "EngineCore encountered an issue.",
-            "type": "InternalServerError",
-            "param": None,
-            "code": 500,
-        }
-    }
-)
-
-
 class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -109,7 +52,8 @@ class Service:
         self._records: deque[Request] = deque(maxlen=_RECORDED)
         self._ids = random.Random()  # noqa: S311  ids, not secrets
         self._base_key = text.key_of(settings.served[0], str(settings.seed))
-        self._started = int(time.time())
+        self._models = model_list(settings.model, settings.served, settings.max_model_len, int(time.time()))
+        self._length = choices.Length(settings.max_model_len, settings.typical_completion_tokens)
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._pumping = False
@@ -124,7 +68,7 @@ class Service:
             "/version": ("GET", lambda c, _: c.respond(200, _encode({"version": VERSION}))),
             "/load": ("GET", lambda c, _: c.respond(200, _encode({"server_load": self._load()}))),
             "/metrics": ("GET", self._scrape),
-            "/v1/models": ("GET", lambda c, _: c.respond(200, self._models())),
+            "/v1/models": ("GET", lambda c, _: c.respond(200, self._models)),
             "/tokenize": ("POST", self._tokenize),
             "/detokenize": ("POST", self._detokenize),
             "/sim/requests": ("GET DELETE", self._recorded),
@@ -145,7 +89,7 @@ class Service:
 
     def lost(self, connection: Connection) -> None:
         self._connections.discard(connection)
-        exchange: _Exchange | None = connection.current
+        exchange: Exchange | None = connection.current
         if exchange is not None and not exchange.finished:
             self._engine.abort(exchange.job, time.monotonic())
             self._pump()
@@ -185,7 +129,7 @@ class Service:
                 connection.respond(405, b'{"detail":"Method Not Allowed"}', extra=b"allow: %b\r\n" % methods.encode())
                 return
             route(connection, request)
-        except asks.Refusal as refusal:
+        except bodies.Refusal as refusal:
             self.metrics.served(request.path, request.method, refusal.status)
             connection.respond(refusal.status, refusal.body)
 
@@ -200,7 +144,7 @@ class Service:
             connection.respond(status, page, b"text/html")
             return
         kinds = {400: "BadRequestError", 404: "NotFoundError", 503: "ServiceUnavailableError"}
-        raise asks.Refusal(status, "Scripted by x-sim-status.", kinds.get(status, "InternalServerError"))
+        raise bodies.Refusal(status, "Scripted by x-sim-status.", kinds.get(status, "InternalServerError"))
 
     # Answers of the engine.
 
@@ -239,10 +183,10 @@ class Service:
         kind = request.header(b"content-type").partition(b";")[0].strip().lower()
         if kind != b"application/json":
             words = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
-            raise asks.Refusal(400, words, "Bad Request")
-        body = asks.decode(decoder, request.body)
+            raise bodies.Refusal(400, words, "Bad Request")
+        body = bodies.decode(decoder, request.body)
         if body.model is not None and body.model not in self._settings.served:
-            raise asks.Refusal(404, f"The model `{body.model}` does not exist.", "NotFoundError", "model")
+            raise bodies.Refusal(404, f"The model `{body.model}` does not exist.", "NotFoundError", "model")
         return body
 
     def _head(self, prefix: str, request: Request) -> Head:
@@ -251,32 +195,8 @@ class Service:
         return Head(prefix + name, int(time.time()), self._settings.served[0])
 
     def _answers(self, ask: asks.Ask, request: Request) -> list[text.Answer]:
-        """Write what the model says, all choices of all prompts."""
         key = self._ids.getrandbits(64) if ask.key is None else ask.key
-        key ^= self._base_key
-        answers = []
-        for at, prompt in enumerate(ask.prompts):
-            room = self._settings.max_model_len - len(prompt)
-            limit = room if ask.max_tokens is None else min(ask.max_tokens, room)
-            keys = (text.mix(key + at * 1009 + choice) for choice in range(ask.n))
-            answers += [self._one(ask, request, limit, each) for each in keys]
-        return answers
-
-    def _one(self, ask: asks.Ask, request: Request, limit: int, key: int) -> text.Answer:
-        forced = request.faults
-        if forced.text is not None:
-            answer = text.quoted(forced.text, limit)
-        elif ask.json_text is not None:
-            answer = text.quoted(ask.json_text, limit, ask.tool)
-        else:
-            natural = limit
-            if forced.tokens:
-                natural = forced.tokens
-            elif ask.max_tokens is None:
-                typical = self._settings.typical_completion_tokens
-                natural = max(1, typical // 2 + key % (typical + 1))
-            answer = text.written(min(natural, limit), key, "stop" if natural < limit else "length")
-        return text.stopped(answer, ask.stops) if ask.stops else answer
+        return choices.answers(ask, request.faults, self._length, key ^ self._base_key)
 
     def _job(self, ask: asks.Ask, answers: list[text.Answer]) -> Job:
         job = Job(
@@ -291,12 +211,12 @@ class Service:
 
     def _run(self, connection: Connection, request: Request, job: Job, writer: Writer) -> None:
         writer.head.prompt_tokens = job.prompt_tokens
-        exchange = _Exchange(connection, request, job, writer)
+        exchange = Exchange(connection, request, job, writer)
         job.owner = exchange
         if not self._engine.submit(job, time.monotonic()):
             limit = self._settings.timing.max_num_queued_reqs
             words = f"Too many requests in flight: the limit of {limit} (--max-num-queued-reqs) is reached."
-            raise asks.Refusal(503, words, "ServiceUnavailableError")
+            raise bodies.Refusal(503, words, "ServiceUnavailableError")
         self.metrics.served(request.path, "POST", 200)
         connection.current = exchange
         exchange.begin()
@@ -309,12 +229,13 @@ class Service:
         if self._pumping:
             return
         self._pumping = True
-        engine = self._engine
-        while news := engine.advance(time.monotonic()):
-            for job in news:
-                self._deliver(job)
-        self._pumping = False
-        at = engine.next_at()
+        try:
+            while news := self._engine.advance(time.monotonic()):
+                for job in news:
+                    self._deliver(job)
+        finally:
+            self._pumping = False
+        at = self._engine.next_at()
         if at is None or (self._timer is not None and self._timer_at <= at):
             return
         if self._timer is not None:
@@ -328,7 +249,7 @@ class Service:
         self._pump()
 
     def _deliver(self, job: Job) -> None:
-        exchange: _Exchange = job.owner
+        exchange: Exchange = job.owner
         if not job.emitted and self._settings.prompt_tokens_details:
             exchange.writer.head.cached_tokens = job.cached_tokens
         if exchange.finished or exchange.connection.closed:
@@ -346,37 +267,6 @@ class Service:
 
     def _load(self) -> int:
         return self._engine.running + self._engine.waiting
-
-    def _models(self) -> bytes:
-        settings = self._settings
-        permission = {
-            "id": "modelperm-0",
-            "object": "model_permission",
-            "created": self._started,
-            "allow_create_engine": False,
-            "allow_sampling": True,
-            "allow_logprobs": True,
-            "allow_search_indices": False,
-            "allow_view": True,
-            "allow_fine_tuning": False,
-            "organization": "*",
-            "group": None,
-            "is_blocking": False,
-        }
-        cards = [
-            {
-                "id": name,
-                "object": "model",
-                "created": self._started,
-                "owned_by": "vllm",
-                "root": settings.model,
-                "parent": None,
-                "max_model_len": settings.max_model_len,
-                "permission": [permission],
-            }
-            for name in settings.served
-        ]
-        return _encode({"object": "list", "data": cards})
 
     def _token(self, number: int) -> str:
         return self._vocabulary.text([number])
@@ -401,7 +291,7 @@ class Service:
     def _recorded(self, connection: Connection, request: Request) -> None:
         if request.method == "DELETE":
             self._records.clear()
-        connection.respond(200, _encode([_record(each) for each in self._records]))
+        connection.respond(200, _encode([record(each) for each in self._records]))
 
     def _down(self, connection: Connection, request: Request) -> None:
         seconds = msgspec.json.decode(request.body or b"{}", type=_Down).seconds
@@ -416,18 +306,9 @@ class _Down(msgspec.Struct):
     seconds: float = 1.0
 
 
-def _record(request: Request) -> dict[str, Any]:
-    try:
-        body = msgspec.json.decode(request.body)
-    except msgspec.DecodeError:
-        body = request.body.decode(errors="replace")
-    headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in request.headers}
-    return {"method": request.method, "path": request.path, "headers": headers, "body": body}
-
-
-_CHAT = asks.decoder(asks.ChatRequest)
-_COMPLETION = asks.decoder(asks.CompletionRequest)
-_RESPONSES = asks.decoder(asks.ResponsesRequest)
-_EMBEDDING = asks.decoder(asks.EmbeddingRequest)
-_TOKENIZE = asks.decoder(asks.TokenizeRequest)
-_DETOKENIZE = asks.decoder(asks.DetokenizeRequest)
+_CHAT = bodies.decoder(bodies.ChatRequest)
+_COMPLETION = bodies.decoder(bodies.CompletionRequest)
+_RESPONSES = bodies.decoder(bodies.ResponsesRequest)
+_EMBEDDING = bodies.decoder(bodies.EmbeddingRequest)
+_TOKENIZE = bodies.decoder(bodies.TokenizeRequest)
+_DETOKENIZE = bodies.decoder(bodies.DetokenizeRequest)

@@ -100,8 +100,8 @@ class Address(msgspec.Struct, frozen=True):
             raise ValueError("the scheme must be redis, rediss or unix")
         database = options.pop("db", "") or ("" if unix else parts.path.strip("/")) or "0"
         address = cls(
-            host=parts.hostname or cls.host,
-            port=cls.port if unix else parts.port or cls.port,
+            host=parts.hostname or "127.0.0.1",
+            port=(not unix and parts.port) or 6379,
             path=urllib.parse.unquote(parts.path) if unix else "",
             user=urllib.parse.unquote(parts.username or ""),
             password=urllib.parse.unquote(parts.password or ""),
@@ -220,7 +220,7 @@ class Wire(asyncio.Protocol):
         elif not again:
             self._watch = self._loop.call_later(GRACE_SECONDS, self._look, True)
         else:
-            self.end(f"Redis did not answer within {self._timeout_seconds:g} s")
+            self.end(f"Redis did not answer in time ({self._timeout_seconds:g} s)")
 
     def _refused(self, waiter: Waiter, message: str) -> None:
         if message.startswith("NOSCRIPT"):

@@ -7,6 +7,7 @@ import importlib.util
 import itertools
 import pathlib
 import signal
+import socket
 import ssl
 import subprocess
 import time
@@ -43,6 +44,17 @@ class Valkey:
     def start(self) -> None:
         command = [valkey_binary(), "--port", "0", "--unixsocket", self.socket, "--save", "", *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=self.socket.parent)
+        deadline = time.monotonic() + PATIENT_SECONDS
+        while not self._answers():
+            assert time.monotonic() < deadline, "valkey-server did not start"
+            time.sleep(0.005)
+
+    def _answers(self) -> bool:
+        with socket.socket(socket.AF_UNIX) as client, contextlib.suppress(OSError):
+            client.connect(str(self.socket))
+            client.sendall(b"PING\r\n")
+            return client.recv(7) == b"+PONG\r\n"
+        return False
 
     def send(self, number: signal.Signals) -> None:
         assert self._process is not None

@@ -2,15 +2,13 @@
 
 import argparse
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 
-import msgspec
 import openai
 import pytest
+from sim_rig import Api, Connect, Raw, Start
 
 from extproc import sim
-
-Start = Callable[..., Awaitable[sim.Server]]
 
 
 @pytest.fixture
@@ -32,7 +30,7 @@ async def start() -> AsyncIterator[Start]:
 
 
 @pytest.fixture
-async def client() -> AsyncIterator[Callable[[sim.Server], openai.AsyncOpenAI]]:
+async def official() -> AsyncIterator[Api]:
     """Make the official client for a simulator."""
     made: list[openai.AsyncOpenAI] = []
 
@@ -46,44 +44,8 @@ async def client() -> AsyncIterator[Callable[[sim.Server], openai.AsyncOpenAI]]:
         await one.close()
 
 
-class Raw:
-    """One connection, byte by byte."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    def send(self, path: str, body: object = None, *, method: str = "POST", **headers: str) -> None:
-        data = b"" if body is None else msgspec.json.encode(body)
-        lines = [f"{method} {path} HTTP/1.1", "host: sim", "content-type: application/json"]
-        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
-        lines += [f"content-length: {len(data)}", "", ""]
-        self.writer.write("\r\n".join(lines).encode() + data)
-
-    async def head(self) -> tuple[int, dict[str, str]]:
-        """Read a status and its headers."""
-        lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().splitlines()
-        headers = dict(line.split(": ", 1) for line in lines[1:] if line)
-        return int(lines[0].split()[1]), headers
-
-    async def answer(self) -> tuple[int, dict[str, str], bytes]:
-        status, headers = await self.head()
-        return status, headers, await self.reader.readexactly(int(headers["content-length"]))
-
-    async def chunk(self) -> bytes:
-        """Read one HTTP chunk; empty at the end of the body."""
-        size = int(await self.reader.readuntil(b"\r\n"), 16)
-        return (await self.reader.readexactly(size + 2))[:-2]
-
-    async def chunks(self) -> list[bytes]:
-        found = []
-        while data := await self.chunk():
-            found.append(data)
-        return found
-
-
 @pytest.fixture
-async def connect() -> AsyncIterator[Callable[[sim.Server], Awaitable[Raw]]]:
+async def connect() -> AsyncIterator[Connect]:
     """Open a bare connection to a simulator."""
     opened: list[Raw] = []
 
@@ -94,12 +56,3 @@ async def connect() -> AsyncIterator[Callable[[sim.Server], Awaitable[Raw]]]:
     yield one
     for raw in opened:
         raw.writer.close()
-
-
-def chat(text: str = "What is a token?", **more: object) -> dict[str, object]:
-    return {"messages": [{"role": "user", "content": text}], **more}
-
-
-@pytest.fixture(name="chat")
-def _chat() -> Callable[..., dict[str, object]]:
-    return chat

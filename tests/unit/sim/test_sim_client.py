@@ -3,9 +3,11 @@
 import base64
 import json
 from array import array
+from typing import Any
 
 import openai
 import pytest
+from sim_rig import Api, Start
 
 PROMPT = [{"role": "user", "content": "What is a token?"}]
 TOOL = {
@@ -17,16 +19,16 @@ TOOL = {
 }
 
 
-async def test_a_plain_chat_counts_its_tokens(start, client):
-    answer = await client(await start()).chat.completions.create(model="org/tiny", messages=PROMPT, max_tokens=7)
+async def test_a_plain_chat_counts_its_tokens(start: Start, official: Api) -> None:
+    answer = await official(await start()).chat.completions.create(model="org/tiny", messages=PROMPT, max_tokens=7)
     assert answer.choices[0].finish_reason == "length"
     assert answer.usage.completion_tokens == 7
     assert answer.usage.total_tokens == 7 + answer.usage.prompt_tokens
     assert answer.choices[0].message.role == "assistant"
 
 
-async def test_a_streamed_chat_says_the_same_as_a_plain_one_at_temperature_0(start, client):
-    api = client(await start("--decode-ms-per-token", "1"))
+async def test_a_streamed_chat_says_the_same_as_a_plain_one_at_temperature_0(start: Start, official: Api) -> None:
+    api = official(await start("--decode-ms-per-token", "1"))
     plain = await api.chat.completions.create(model="org/tiny", messages=PROMPT, max_tokens=60, temperature=0)
     stream = await api.chat.completions.create(
         model="org/tiny",
@@ -44,10 +46,10 @@ async def test_a_streamed_chat_says_the_same_as_a_plain_one_at_temperature_0(sta
     assert [chunk.choices[0].finish_reason for chunk in chunks[-3:-1]] == [None, "length"]
 
 
-async def test_answers_differ_without_a_seed_and_agree_with_one(start, client):
-    api = client(await start())
+async def test_answers_differ_without_a_seed_and_agree_with_one(start: Start, official: Api) -> None:
+    api = official(await start())
 
-    async def say(**more):
+    async def say(**more: Any) -> str | None:
         answer = await api.chat.completions.create(model="org/tiny", messages=PROMPT, max_tokens=60, **more)
         return answer.choices[0].message.content
 
@@ -56,9 +58,9 @@ async def test_answers_differ_without_a_seed_and_agree_with_one(start, client):
     assert await say(seed=3) != await say(seed=4)
 
 
-async def test_two_processes_of_one_model_say_the_same_at_temperature_0(start, client):
+async def test_two_processes_of_one_model_say_the_same_at_temperature_0(start: Start, official: Api) -> None:
     texts = {
-        (await client(await start()).chat.completions.create(model="org/tiny", messages=PROMPT, temperature=0))
+        (await official(await start()).chat.completions.create(model="org/tiny", messages=PROMPT, temperature=0))
         .choices[0]
         .message.content
         for _ in range(2)
@@ -66,8 +68,8 @@ async def test_two_processes_of_one_model_say_the_same_at_temperature_0(start, c
     assert len(texts) == 1
 
 
-async def test_n_choices_are_n_answers_plain_and_streamed(start, client):
-    api = client(await start())
+async def test_n_choices_are_n_answers_plain_and_streamed(start: Start, official: Api) -> None:
+    api = official(await start())
     plain = await api.chat.completions.create(model="org/tiny", messages=PROMPT, max_tokens=40, n=3)
     assert len({choice.message.content for choice in plain.choices}) == 3
     assert plain.usage.completion_tokens == 120
@@ -76,8 +78,8 @@ async def test_n_choices_are_n_answers_plain_and_streamed(start, client):
     assert sorted(ends) == [0, 1, 2]
 
 
-async def test_stop_strings_cut_the_answer(start, client):
-    api = client(await start())
+async def test_stop_strings_cut_the_answer(start: Start, official: Api) -> None:
+    api = official(await start())
     whole = await api.chat.completions.create(model="org/tiny", messages=PROMPT, max_tokens=60, temperature=0)
     text = whole.choices[0].message.content
     stop = text[30:34]
@@ -90,8 +92,8 @@ async def test_stop_strings_cut_the_answer(start, client):
     assert cut.usage.completion_tokens < 60
 
 
-async def test_logprobs_stand_beside_every_token(start, client):
-    api = client(await start())
+async def test_logprobs_stand_beside_every_token(start: Start, official: Api) -> None:
+    api = official(await start())
     more = {"model": "org/tiny", "messages": PROMPT, "max_tokens": 4, "logprobs": True, "top_logprobs": 2}
     plain = await api.chat.completions.create(**more)
     found = plain.choices[0].logprobs.content
@@ -103,8 +105,10 @@ async def test_logprobs_stand_beside_every_token(start, client):
 
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
-async def test_a_demanded_tool_is_called_with_valid_arguments(start, client, choice):
-    api = client(await start())
+async def test_a_demanded_tool_is_called_with_valid_arguments(
+    start: Start, official: Api, choice: str | dict[str, Any]
+) -> None:
+    api = official(await start())
     more = {"model": "org/tiny", "messages": PROMPT, "tools": [TOOL], "tool_choice": choice, "temperature": 0}
     plain = await api.chat.completions.create(**more)
     call = plain.choices[0].message.tool_calls[0]
@@ -122,14 +126,14 @@ async def test_a_demanded_tool_is_called_with_valid_arguments(start, client, cho
     assert json.loads("".join(delta.arguments for delta in deltas)) == arguments
 
 
-async def test_a_json_schema_is_answered_with_what_it_allows(start, client):
+async def test_a_json_schema_is_answered_with_what_it_allows(start: Start, official: Api) -> None:
     schema = {
         "type": "object",
         "properties": {"kind": {"enum": ["a", "b"]}, "items": {"type": "array", "items": {"$ref": "#/$defs/item"}}},
         "$defs": {"item": {"type": "object", "properties": {"size": {"type": "number", "minimum": 3, "maximum": 4}}}},
     }
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    answer = await client(await start()).chat.completions.create(
+    answer = await official(await start()).chat.completions.create(
         model="org/tiny", messages=PROMPT, response_format=form
     )
     value = json.loads(answer.choices[0].message.content)
@@ -138,8 +142,8 @@ async def test_a_json_schema_is_answered_with_what_it_allows(start, client):
     assert answer.choices[0].finish_reason == "stop"
 
 
-async def test_completions_answer_every_prompt_and_echo_on_demand(start, client):
-    api = client(await start())
+async def test_completions_answer_every_prompt_and_echo_on_demand(start: Start, official: Api) -> None:
+    api = official(await start())
     answer = await api.completions.create(model="org/tiny", prompt=["one two", "three"], echo=True, logprobs=1)
     assert [choice.text[:5] for choice in answer.choices] == ["one t", "three"]
     assert answer.usage.completion_tokens == 32  # vLLM's default of 16 each
@@ -152,8 +156,8 @@ async def test_completions_answer_every_prompt_and_echo_on_demand(start, client)
     assert chunks[3].usage.completion_tokens == 3
 
 
-async def test_responses_plain_and_streamed_agree(start, client):
-    api = client(await start())
+async def test_responses_plain_and_streamed_agree(start: Start, official: Api) -> None:
+    api = official(await start())
     more = {"model": "org/tiny", "input": "What is a token?", "instructions": "Be short.", "temperature": 0}
     plain = await api.responses.create(**more)
     assert plain.status == "completed"
@@ -178,15 +182,15 @@ async def test_responses_plain_and_streamed_agree(start, client):
     assert events[-1].response.output_text == plain.output_text
 
 
-async def test_a_response_cut_by_max_output_tokens_is_incomplete(start, client):
-    answer = await client(await start()).responses.create(
+async def test_a_response_cut_by_max_output_tokens_is_incomplete(start: Start, official: Api) -> None:
+    answer = await official(await start()).responses.create(
         model="org/tiny", input=[{"role": "user", "content": "Hi"}], max_output_tokens=3
     )
     assert (answer.status, answer.usage.output_tokens) == ("incomplete", 3)
 
 
-async def test_a_response_calls_the_tool_that_it_must(start, client):
-    api = client(await start())
+async def test_a_response_calls_the_tool_that_it_must(start: Start, official: Api) -> None:
+    api = official(await start())
     tool = {"type": "function", **TOOL["function"], "strict": None}
     more = {"model": "org/tiny", "input": "Hi", "tools": [tool], "tool_choice": "required"}
     plain = await api.responses.create(**more)
@@ -195,8 +199,8 @@ async def test_a_response_calls_the_tool_that_it_must(start, client):
     assert events[-1].response.output[0].name == "weather"
 
 
-async def test_embeddings_are_unit_vectors_and_equal_in_both_encodings(start, client):
-    api = client(await start("--runner", "pooling"))
+async def test_embeddings_are_unit_vectors_and_equal_in_both_encodings(start: Start, official: Api) -> None:
+    api = official(await start("--runner", "pooling"))
     coded = await api.embeddings.create(model="org/tiny", input=["a cat", "a dog"])
     plain = await api.embeddings.create(model="org/tiny", input="a cat", encoding_format="float", dimensions=16)
     assert len(coded.data) == 2
@@ -208,16 +212,16 @@ async def test_embeddings_are_unit_vectors_and_equal_in_both_encodings(start, cl
     assert coded.usage.prompt_tokens == coded.usage.total_tokens == 6
 
 
-async def test_each_runner_serves_its_own_routes_only(start, client):
-    with pytest.raises(openai.NotFoundError) as chat:
-        await client(await start("--runner", "pooling")).chat.completions.create(model="org/tiny", messages=PROMPT)
-    assert chat.value.response.json() == {"detail": "Not Found"}
+async def test_each_runner_serves_its_own_routes_only(start: Start, official: Api) -> None:
+    with pytest.raises(openai.NotFoundError) as error:
+        await official(await start("--runner", "pooling")).chat.completions.create(model="org/tiny", messages=PROMPT)
+    assert error.value.response.json() == {"detail": "Not Found"}
     with pytest.raises(openai.NotFoundError):
-        await client(await start()).embeddings.create(model="org/tiny", input="x")
+        await official(await start()).embeddings.create(model="org/tiny", input="x")
 
 
-async def test_served_names_replace_the_model_name(start, client):
-    api = client(await start("--served-model-name", "a", "b"))
+async def test_served_names_replace_the_model_name(start: Start, official: Api) -> None:
+    api = official(await start("--served-model-name", "a", "b"))
     listed = await api.models.list()
     assert [(card.id, card.root) for card in listed.data] == [("a", "org/tiny"), ("b", "org/tiny")]
     assert (await api.chat.completions.create(model="b", messages=PROMPT)).model == "a"
@@ -231,18 +235,18 @@ async def test_served_names_replace_the_model_name(start, client):
     }
 
 
-async def test_a_forced_text_comes_back_whole(start, client):
+async def test_a_forced_text_comes_back_whole(start: Start, official: Api) -> None:
     text = 'Grüße "quoted" \\ 東京 🙂\n\tend'
     header = {"x-sim-text": base64.b64encode(text.encode()).decode()}
-    api = client(await start())
+    api = official(await start())
     plain = await api.chat.completions.create(model="org/tiny", messages=PROMPT, extra_headers=header)
     assert plain.choices[0].message.content == text
     stream = await api.chat.completions.create(model="org/tiny", messages=PROMPT, extra_headers=header, stream=True)
     assert "".join([chunk.choices[0].delta.content async for chunk in stream]) == text
 
 
-async def test_cached_prompt_tokens_are_shown_when_details_are_on(start, client):
-    api = client(await start("--enable-prompt-tokens-details"))
+async def test_cached_prompt_tokens_are_shown_when_details_are_on(start: Start, official: Api) -> None:
+    api = official(await start("--enable-prompt-tokens-details"))
     prompt = [{"role": "user", "content": "word " * 100}]
     seen = [
         (await api.chat.completions.create(model="org/tiny", messages=prompt)).usage.prompt_tokens_details.cached_tokens

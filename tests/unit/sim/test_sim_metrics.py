@@ -3,8 +3,11 @@
 import asyncio
 
 import pytest
+from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
+from sim_rig import Connect, Scrape, Start, chat
 
+from extproc.sim import Server
 from extproc.sim.metrics import Histogram, one_two_five
 
 # name -> (type, labels), as a real vLLM 0.32.0 server exposes them.
@@ -48,8 +51,8 @@ REAL = {
 
 
 @pytest.fixture
-def scrape(connect):
-    async def read(server):
+def scrape(connect: Connect) -> Scrape:
+    async def read(server: Server) -> list[Metric]:
         raw = await connect(server)
         raw.send("/metrics", method="GET")
         status, _, body = await raw.answer()
@@ -59,7 +62,7 @@ def scrape(connect):
     return read
 
 
-def value(families, name, **labels):
+def value(families: list[Metric], name: str, **labels: str) -> float:
     for family in families:
         for sample in family.samples:
             if sample.name == name and labels.items() <= sample.labels.items():
@@ -67,7 +70,7 @@ def value(families, name, **labels):
     raise AssertionError(name)
 
 
-async def test_names_types_and_labels_are_vllms(start, connect, scrape, chat):
+async def test_names_types_and_labels_are_vllms(start: Start, connect: Connect, scrape: Scrape) -> None:
     server = await start("--served-model-name", "tiny")
     raw = await connect(server)
     raw.send("/v1/chat/completions", chat(max_tokens=3))
@@ -84,7 +87,7 @@ async def test_names_types_and_labels_are_vllms(start, connect, scrape, chat):
     assert extra == {name for name in REAL if name.startswith("vllm:")} | {"vllm:cache_config_info"}
 
 
-async def test_tokens_and_ends_are_counted(start, connect, scrape, chat):
+async def test_tokens_and_ends_are_counted(start: Start, connect: Connect, scrape: Scrape) -> None:
     server = await start("--decode-ms-per-token", "1")
     raw = await connect(server)
     for stream in (False, True):
@@ -106,7 +109,7 @@ async def test_tokens_and_ends_are_counted(start, connect, scrape, chat):
     assert value(families, "vllm:kv_cache_usage_perc") == 0
 
 
-async def test_gauges_show_who_runs_and_who_waits(start, connect, scrape, chat):
+async def test_gauges_show_who_runs_and_who_waits(start: Start, connect: Connect, scrape: Scrape) -> None:
     server = await start("--decode-ms-per-token", "1000", "--max-num-seqs", "1")
     for _ in range(3):
         raw = await connect(server)
@@ -119,7 +122,7 @@ async def test_gauges_show_who_runs_and_who_waits(start, connect, scrape, chat):
     assert value(families, "vllm:kv_cache_usage_perc") > 0
 
 
-async def test_a_client_that_leaves_aborts_its_request(start, connect, scrape, chat):
+async def test_a_client_that_leaves_aborts_its_request(start: Start, connect: Connect, scrape: Scrape) -> None:
     server = await start("--decode-ms-per-token", "1000")
     raw = await connect(server)
     raw.send("/v1/chat/completions", chat(max_tokens=100, stream=True))
@@ -134,7 +137,7 @@ async def test_a_client_that_leaves_aborts_its_request(start, connect, scrape, c
     assert value(families, "vllm:request_success_total", finished_reason="length") == 0
 
 
-async def test_a_full_queue_answers_503_and_counts_it(start, connect, scrape, chat):
+async def test_a_full_queue_answers_503_and_counts_it(start: Start, connect: Connect, scrape: Scrape) -> None:
     server = await start("--decode-ms-per-token", "1000", "--max-num-queued-reqs", "1")
     first, second = await connect(server), await connect(server)
     first.send("/v1/chat/completions", chat(max_tokens=100, stream=True))
@@ -144,11 +147,11 @@ async def test_a_full_queue_answers_503_and_counts_it(start, connect, scrape, ch
     assert value(await scrape(server), "vllm:admission_rejections_total", reason="max_num_queued_reqs") == 1
 
 
-def test_buckets_for_token_counts_are_one_two_five():
+def test_buckets_for_token_counts_are_one_two_five() -> None:
     assert one_two_five(4096) == (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000)
 
 
-def test_a_bucket_holds_what_is_at_most_its_bound():
+def test_a_bucket_holds_what_is_at_most_its_bound() -> None:
     histogram = Histogram((1, 2))
     for observed in (1, 1.5, 2, 3):
         histogram.observe(observed)
