@@ -36,6 +36,7 @@ class Ask(msgspec.Struct):
     logprobs: int | None = None  # how many alternatives to each token
     json_text: str | None = None  # the answer must be this JSON
     tool: str | None = None  # json_text is this tool's arguments
+    named_tool: bool = False  # the tool was named, not only required: the answer then ends with "stop"
     echo: bool = False
     token_ids: bool = False
 
@@ -48,10 +49,13 @@ def from_chat(request: ChatRequest, max_model_len: int) -> Ask:
         words = "must be a positive value or -1." if top < 0 else "requires `logprobs` to be set to true."
         raise value_error(f"`top_logprobs` {words}", "top_logprobs")
     prompt = chat_prompt(request.messages, request.tools)
-    limit = request.max_completion_tokens if request.max_completion_tokens is not None else request.max_tokens
-    ask = _common(request, [prompt], limit, max_model_len)
+    if request.max_completion_tokens is not None:
+        ask = _common(request, [prompt], request.max_completion_tokens, max_model_len, "max_completion_tokens")
+    else:
+        ask = _common(request, [prompt], request.max_tokens, max_model_len)
     ask.logprobs = top if request.logprobs else None
     ask.json_text, ask.tool = _constrained(request.response_format, request.tools, request.tool_choice, prompt)
+    ask.named_tool = isinstance(request.tool_choice, dict)
     return ask
 
 
@@ -98,7 +102,7 @@ def _response_item(item: dict[str, Any]) -> dict[str, Any]:
 def embedding_inputs(request: EmbeddingRequest, max_model_len: int, detokenize: Any) -> list[list[str]]:
     inputs = _inputs(request.input, detokenize)
     for tokens in inputs:
-        _fit(len(tokens), 0, max_model_len, "max_tokens")
+        _fit(len(tokens), max_model_len)
     if request.encoding_format not in ("float", "base64", None):
         raise invalid("Input should be 'float' or 'base64' - at `$.encoding_format`")
     return inputs
@@ -151,11 +155,11 @@ def _common(
 ) -> Ask:
     if request.stream_options and not request.stream:
         raise value_error("Stream options can only be defined when `stream=True`.", "stream_options")
-    _check_range(request, limit, name)
+    _check_range(request, limit, max_model_len, name)
     for prompt in prompts:
-        _fit(len(prompt), limit or 0, max_model_len, name)
+        _fit(len(prompt), max_model_len)
         if len(prompt) == max_model_len:
-            raise _too_few(name, 0)
+            raise _out_of_range("max_tokens must be at least 1, got 0.", "max_tokens", 0)
     options = request.stream_options or {}
     stops = [request.stop] if isinstance(request.stop, str) else request.stop or []
     return Ask(
@@ -171,40 +175,43 @@ def _common(
     )
 
 
-def _check_range(request: Sampling, limit: int | None, name: str) -> None:
-    if limit is not None and limit < 1:
-        raise _too_few(name, limit)
-    if request.n is not None and request.n < 1:
-        raise _too_few("n", request.n)
-    if request.temperature is not None and request.temperature < 0:
-        words = f"temperature must be non-negative, got {request.temperature}."
-        raise Refusal(400, f"{words} (parameter=temperature, value={request.temperature})", param="temperature")
-    if request.top_p is not None and not 0 < request.top_p <= 1:
-        words = f"top_p must be in (0, 1], got {request.top_p}."
-        raise Refusal(400, f"{words} (parameter=top_p, value={request.top_p})", param="top_p")
-
-
-def _too_few(name: str, value: int) -> Refusal:
-    return Refusal(400, f"{name} must be at least 1, got {value}. (parameter={name}, value={value})", param=name)
-
-
-def _fit(prompt_tokens: int, limit: int, max_model_len: int, name: str) -> None:
-    """Refuse what does not fit into the context. vLLM stops counting one token past the room it has."""
-    if limit > max_model_len:
-        raise Refusal(
-            400,
-            f"{name}={limit} cannot be greater than max_model_len={max_model_len}. Please request fewer output "
-            f"tokens. (parameter={name}, value={limit})",
-            param=name,
+def _check_range(request: Sampling, limit: int | None, max_model_len: int, name: str) -> None:
+    if limit is not None and limit > max_model_len:
+        words = (
+            f"{name}={limit} cannot be greater than max_model_len={max_model_len}. Please request fewer output tokens."
         )
-    least = max_model_len - limit + 1
-    if prompt_tokens >= least:
+        raise _out_of_range(words, name, limit)
+    if limit is not None and limit < 1:
+        raise _out_of_range(f"max_tokens must be at least 1, got {limit}.", "max_tokens", limit)
+    if request.n is not None and request.n < 1:
+        raise Refusal(400, f"n must be at least 1, got {request.n}.")
+    heat = request.temperature
+    if heat is not None and heat < 0:
+        raise _out_of_range(f"temperature must be non-negative, got {heat}.", "temperature", heat)
+    if heat is not None and heat > 2:
+        raise _out_of_range(f"temperature must be in [0, 2], got {heat}.", "temperature", heat)
+    if request.top_p is not None and not 0 < request.top_p <= 1:
+        raise _out_of_range(f"top_p must be in (0, 1], got {request.top_p}.", "top_p", request.top_p)
+    if heat == 0 and (request.n or 1) > 1:
+        raise Refusal(400, f"n must be 1 when using greedy sampling, got {request.n}.")
+
+
+def _out_of_range(words: str, name: str, value: float) -> Refusal:
+    return Refusal(400, f"{words} (parameter={name}, value={value})", param=name)
+
+
+def _fit(prompt_tokens: int, max_model_len: int) -> None:
+    """Refuse a prompt that is longer than the context. vLLM stops counting one token past it.
+
+    Prompt and max_tokens together may exceed it: vLLM then shortens the answer.
+    """
+    if prompt_tokens > max_model_len:
+        least = max_model_len + 1
         raise Refusal(
             400,
-            f"This model's maximum context length is {max_model_len} tokens. However, you requested {limit} output "
-            f"tokens and your prompt contains at least {least} input tokens, for a total of at least "
-            f"{least + limit} tokens. Please reduce the length of the input prompt or the number of requested "
-            f"output tokens. (parameter=input_tokens, value={least})",
+            f"This model's maximum context length is {max_model_len} tokens. However, your prompt contains at least "
+            f"{least} input tokens, which exceeds this limit even without any output tokens. Please reduce the "
+            f"length of the input prompt. (parameter=input_tokens, value={least})",
             param="input_tokens",
         )
 

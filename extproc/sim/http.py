@@ -204,11 +204,14 @@ class Connection(asyncio.Protocol):
         self._end_if_done()
 
     def reset(self) -> None:
-        """Close with RST, once what was written has left."""
+        """Close with RST, once what was written has left: uvloop writes at the end of a turn."""
+        asyncio.get_running_loop().call_soon(self._reset)
+
+    def _reset(self) -> None:
         if self.closed:
             return
         if self._transport.get_write_buffer_size():
-            asyncio.get_running_loop().call_soon(self.reset)
+            self.reset()
             return
         plain = self._transport.get_extra_info("socket")
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -17,18 +17,22 @@ _encode = msgspec.json.encode
 
 
 class ResponsesWriter:
-    def __init__(self, ask: Ask, answers: list[Answer], head: Head, request: ResponsesRequest) -> None:
+    def __init__(self, ask: Ask, answers: list[Answer], head: Head, request: ResponsesRequest, max_tokens: int) -> None:
         self._ask = ask
         self._answer = answers[0]
         self.head = head
         self._request = request
+        self._max_tokens = max_tokens
         self._number = -1
         kind = "fc" if self._answer.tool is not None else "msg"
         self._item_id = f"{kind}_{head.id[-16:]}"
         name = (
             "response.function_call_arguments.delta" if self._answer.tool is not None else "response.output_text.delta"
         )
-        self._before = b'event: %b\ndata: {"content_index":0,"delta":"' % name.encode()
+        self._before = b'event: %b\ndata: {%b"delta":"' % (
+            name.encode(),
+            b"" if self._answer.tool is not None else b'"content_index":0,',
+        )
         self._after = b'","item_id":"%b",%b"output_index":0,"sequence_number":%%d,"type":"%b"}\n\n' % (
             self._item_id.encode(),
             b"" if self._answer.tool is not None else b'"logprobs":[],',
@@ -129,7 +133,7 @@ class ResponsesWriter:
             "tools": request.tools or [],
             "top_p": 1.0 if request.top_p is None else request.top_p,
             "background": False,
-            "max_output_tokens": request.max_output_tokens,
+            "max_output_tokens": self._max_tokens,
             "max_tool_calls": None,
             "previous_response_id": None,
             "prompt": None,
@@ -141,6 +145,12 @@ class ResponsesWriter:
             "truncation": "disabled",
             "usage": self._usage() if done else None,
             "user": request.user,
+            "presence_penalty": None,
+            "frequency_penalty": None,
+            "kv_transfer_params": None,
+            "ec_transfer_params": None,
+            "input_messages": None,
+            "output_messages": None,
         }
 
 

@@ -143,7 +143,7 @@ class Service:
             page = b"<html><head><title>%d</title></head><body><h1>%d</h1></body></html>\n" % (status, status)
             connection.respond(status, page, b"text/html")
             return
-        kinds = {400: "BadRequestError", 404: "NotFoundError", 503: "ServiceUnavailableError"}
+        kinds = {400: "BadRequestError", 404: "NotFoundError", 503: "Service Unavailable"}
         raise bodies.Refusal(status, "Scripted by x-sim-status.", kinds.get(status, "InternalServerError"))
 
     # Answers of the engine.
@@ -169,7 +169,9 @@ class Service:
         ask = asks.from_responses(body, self._settings.max_model_len)
         answers = self._answers(ask, request)
         head = self._head("resp_", request)
-        self._run(connection, request, self._job(ask, answers), ResponsesWriter(ask, answers, head, body))
+        room = self._settings.max_model_len - len(ask.prompts[0])
+        writer = ResponsesWriter(ask, answers, head, body, min(room, ask.max_tokens or room))
+        self._run(connection, request, self._job(ask, answers), writer)
 
     def _embeddings(self, connection: Connection, request: Request) -> None:
         body = self._read(_EMBEDDING, request)
@@ -185,7 +187,7 @@ class Service:
             words = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
             raise bodies.Refusal(400, words, "Bad Request")
         body = bodies.decode(decoder, request.body)
-        if body.model is not None and body.model not in self._settings.served:
+        if body.model and body.model not in self._settings.served:
             raise bodies.Refusal(404, f"The model `{body.model}` does not exist.", "NotFoundError", "model")
         return body
 
@@ -214,9 +216,11 @@ class Service:
         exchange = Exchange(connection, request, job, writer)
         job.owner = exchange
         if not self._engine.submit(job, time.monotonic()):
-            limit = self._settings.timing.max_num_queued_reqs
-            words = f"Too many requests in flight: the limit of {limit} (--max-num-queued-reqs) is reached."
-            raise bodies.Refusal(503, words, "ServiceUnavailableError")
+            words = (
+                "The engine is currently busy and cannot accept new requests. "
+                "Please try again later or on a different instance."
+            )
+            raise bodies.Refusal(503, words, "Service Unavailable")
         self.metrics.served(request.path, "POST", 200)
         connection.current = exchange
         exchange.begin()
