@@ -21,6 +21,41 @@ $(VENV)/ready: requirements.lock requirements-uv.lock pyproject.toml
 	@VIRTUAL_ENV=$(VENV) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+.PHONY: run
+run: $(VENV)/ready ## start the whole platform here; http on 8080, https on 8443 (HTTP_PORT= HTTPS_PORT= REDIS_URL= BACKEND=)
+	@exec $(BIN)/llm-mesh run
+
+.PHONY: test
+test: $(VENV)/ready ## every test that runs in minutes: unit, store, Envoy, whole stack
+	@$(BIN)/python -m pytest tests
+
+.PHONY: check
+check: $(VENV)/ready ## ruff and mypy, strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+.PHONY: fuzz
+fuzz: $(VENV)/ready ## the fuzz tests for longer (SECONDS_EACH=60)
+	@FUZZ_SECONDS=$(or $(SECONDS_EACH),60) $(BIN)/python -m pytest tests/unit/test_fuzz.py tests/stack/test_fuzz_wire.py --timeout 3600
+
+.PHONY: bench
+bench: $(VENV)/ready ## direct, Envoy only and the platform, side by side (ARGS="--quick --only miss")
+	@$(BIN)/python tests/bench/run.py $(ARGS)
+
+.PHONY: soak
+soak: $(VENV)/ready ## five minutes of mixed load: is memory flat?
+	@$(BIN)/python tests/bench/run.py --soak 300
+
+.PHONY: format
+format: $(VENV)/ready ## format and fix what ruff can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+.PHONY: clean
+clean: ## remove the environment and everything generated
+	rm -rf $(VENV) .run .cache bench-results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
 .PHONY: lock
 lock: ## pin every dependency again, with hashes
 	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --extra local --extra dev --python-version 3.11 -o requirements.lock pyproject.toml

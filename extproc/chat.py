@@ -62,7 +62,8 @@ def read_prompt(endpoint: Endpoint, raw: bytes) -> Prompt:
     body = _read_object(raw)
     if endpoint == "responses" and body.get("background"):
         raise invalid("`background` is not supported: the answer comes on the same connection.", "background")
-    if body.get(_PROMPT_FIELD[endpoint]) is None and "previous_response_id" not in body:
+    continued = endpoint == "responses" and body.get("previous_response_id") is not None
+    if body.get(_PROMPT_FIELD[endpoint]) is None and not continued:
         raise invalid(
             f"Missing required parameter: `{_PROMPT_FIELD[endpoint]}`.",
             _PROMPT_FIELD[endpoint],

@@ -95,8 +95,9 @@ def _worker(a: argparse.Namespace) -> int:
     import uvloop
 
     from extproc import server
+    from extproc.worker import Options
 
-    options = server.Options(
+    options = Options(
         config=a.config,
         bind=a.bind,
         redis_url=a.redis,

@@ -22,7 +22,7 @@ CachePolicy = Literal["deterministic", "always", "off"]
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
-Dollars = Annotated[float, msgspec.Meta(ge=0)]
+Dollars = Annotated[float, msgspec.Meta(ge=0, le=1_000_000_000)]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 
 
@@ -148,8 +148,9 @@ def load(text: bytes, filename: str) -> Catalogue:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ConfigError(f"{filename}:{line}: {error.problem or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{filename}:1: {error}") from error
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        # beside its own errors PyYAML lets out what int(), strptime and the like say of an odd scalar
+        raise ConfigError(f"{filename}:1: {type(error).__name__}: {error}") from error
     try:
         config = msgspec.convert(data, Config)
     except msgspec.ValidationError as error:
@@ -246,7 +247,12 @@ def _count(config: Config, name: str) -> int:
     return sum(m.name == name for m in config.models)
 
 
-def _refuse_duplicate_keys(node: yaml.Node | None, filename: str) -> None:
+def _refuse_duplicate_keys(node: yaml.Node | None, filename: str, done: set[int] | None = None) -> None:
+    """Each node once: YAML's aliases can make a tree of any size, or a ring, out of a few lines."""
+    done = set() if done is None else done
+    if id(node) in done:
+        return
+    done.add(id(node))
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
@@ -255,10 +261,10 @@ def _refuse_duplicate_keys(node: yaml.Node | None, filename: str) -> None:
             if key.value in seen:
                 raise ConfigError(f"{filename}:{key.start_mark.line + 1}: `{key.value}` is given twice")
             seen.add(key.value)
-            _refuse_duplicate_keys(value, filename)
+            _refuse_duplicate_keys(value, filename, done)
     elif isinstance(node, yaml.SequenceNode):
         for item in node.value:
-            _refuse_duplicate_keys(item, filename)
+            _refuse_duplicate_keys(item, filename, done)
 
 
 _AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>.*?)`)?$", re.DOTALL)

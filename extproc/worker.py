@@ -1,0 +1,185 @@
+"""What one worker knows, and its housekeeping: configuration, keys, health, calibration, once a second.
+
+The processor decides with it and the settler writes to it; both run in one event loop, so nothing here is locked. The
+store's word is fetched once a second for all workers' common knowledge. A worker holds nothing that a restart loses.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+import time
+from pathlib import Path
+
+import msgspec
+
+from extproc import config, keys, metrics, tracing
+from extproc.admission import Store
+from extproc.errors import ConfigError, StoreUnavailable
+from extproc.health import Health
+from extproc.store import MemoryStore
+
+log = logging.getLogger("llm-mesh")
+_OVERDUE_MS = 120_000  # a reservation this old counts as unsettled
+_RATIO_WEIGHT = 0.05  # of one receipt in the tokens-per-byte average
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What a worker is started with; everything else is in the configuration file."""
+
+    config: str
+    bind: str  # "unix:/dir/worker-0.sock" or "host:port"
+    redis_url: str
+    index: int = 0
+    shares: int = 1  # workers in all, over all replicas: limits are divided by it while the store is away
+    status_file: str = ""
+    drain_seconds: float = 2.0  # serving on while Envoy's health check notices
+    redis_timeout_seconds: float = 0.1
+
+
+class Status(msgspec.Struct, frozen=True):
+    """What a worker tells the admin port, once a second."""
+
+    index: int
+    pid: int
+    time: float
+    revision: str
+    config_error: str
+    store_up: bool
+    models: list[str]
+    models_down: list[str]
+    backlog: int
+
+
+class Worker:
+    def __init__(self, options: Options, catalogue: config.Catalogue, store: Store) -> None:
+        self.options = options
+        self.catalogue = catalogue
+        self.store = store
+        self.local = MemoryStore(now_ms)  # decides while the store is away
+        self.keys = keys.KeyRing(store, catalogue.config.key_grace_seconds)
+        self.health = Health(catalogue.config.down_seconds * 1000)
+        self.ratios: dict[str, float] = {}
+        self.tracer = tracing.Tracer() if tracing.wanted() else None
+        self.store_up = True
+        self.config_error = ""
+        self.backlog = 0  # the settler's, for the status
+        self._learned: set[str] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._config_digest = _digest(options.config)
+
+    # --- what receipts teach ------------------------------------------------------------------------------------------
+
+    def tokens_per_byte(self, model: config.Model) -> float:
+        return self.ratios.get(model.name, model.tokens_per_byte)
+
+    def learn(self, name: str, ratio: float) -> None:
+        """One receipt's prompt tokens per body byte into the model's average."""
+        model = self.catalogue.models.get(name)
+        if model is not None:
+            old = self.tokens_per_byte(model)
+            self.ratios[name] = old + _RATIO_WEIGHT * (ratio - old)
+            self._learned.add(name)
+
+    def observe(self, model: str, reached: bool) -> None:
+        """One receipt's word on its upstream."""
+        news = self.health.observe(model, reached, now_ms())
+        if news is not None:
+            log.warning("model %s is %s", model, "passed over: no healthy upstream" if news else "back")
+            task = asyncio.get_running_loop().create_task(self._publish(model, news))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _publish(self, model: str, until_ms: int) -> None:
+        try:
+            await self.store.mark_down(model, until_ms)
+        except StoreUnavailable:
+            metrics.STORE_ERRORS.labels("publish").inc()
+
+    # --- what happens every second ------------------------------------------------------------------------------------
+
+    async def poll(self) -> None:
+        try:
+            shared = await self.store.shared(_OVERDUE_MS)
+        except StoreUnavailable:
+            self.store_up = False
+        else:
+            self.store_up = True
+            self.keys.confirm(shared.keys_revision)
+            self.health.merge(shared.down_until_ms, now_ms())
+            await self._share_ratios(shared.tokens_per_byte)
+            metrics.UNSETTLED.set(shared.unsettled)
+        metrics.STORE_UP.set(self.store_up)
+        down = self.health.down()
+        for model in self.catalogue.models:
+            metrics.MODEL_UP.labels(model).set(model not in down)
+
+    async def _share_ratios(self, shared: dict[str, float]) -> None:
+        learned, self._learned = self._learned, set()
+        try:
+            for model in learned:
+                await self.store.share_ratio(model, self.ratios[model])
+        except StoreUnavailable:
+            self._learned |= learned
+        self.ratios.update({m: r for m, r in shared.items() if m not in learned})
+
+    async def sweep(self) -> None:
+        try:
+            metrics.SWEPT.inc(await self.store.sweep(self.catalogue.config.reservation_seconds * 1000))
+        except StoreUnavailable:
+            metrics.STORE_ERRORS.labels("sweep").inc()
+
+    def adopt(self, catalogue: config.Catalogue) -> None:
+        self.catalogue = catalogue
+        self.keys.grace_seconds = catalogue.config.key_grace_seconds
+        self.health.down_ms = catalogue.config.down_seconds * 1000
+
+    def status(self) -> Status:
+        return Status(
+            index=self.options.index,
+            pid=os.getpid(),
+            time=time.time(),
+            revision=self.catalogue.revision,
+            config_error=self.config_error,
+            store_up=self.store_up,
+            models=list(self.catalogue.models),
+            models_down=self.health.down(),
+            backlog=self.backlog,
+        )
+
+    def reload(self) -> None:
+        """Take a changed file; keep the last good configuration if it is unusable."""
+        path = self.options.config
+        digest = _digest(path)
+        if digest == self._config_digest:
+            return
+        self._config_digest = digest
+        try:
+            self.adopt(config.load(Path(path).read_bytes(), path))
+        except (ConfigError, OSError) as error:
+            self.config_error = str(error)
+            metrics.CONFIG_RELOADS.labels("refused").inc()
+            log.error("configuration kept at %s: %s", self.catalogue.revision, error)  # noqa: TRY400  says it all
+        else:
+            self.config_error = ""
+            metrics.CONFIG_RELOADS.labels("taken").inc()
+            log.info("configuration %s", self.catalogue.revision)
+
+    def write_status(self) -> None:
+        if self.options.status_file:
+            path = Path(self.options.status_file)
+            part = path.with_suffix(".part")
+            part.write_bytes(msgspec.json.encode(self.status()))
+            part.replace(path)
+
+
+def _digest(path: str) -> str:
+    """Of the file's bytes: a ConfigMap is swapped by a link, so neither its inode nor its time is a sure sign."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        return str(error)
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
