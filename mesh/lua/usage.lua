@@ -28,28 +28,36 @@ local BACKSLASH, RETURN = 92, 13
 
 local function metadata(h) return h:streamInfo():dynamicMetadata() end -- must be fetched anew after each chunk
 
--- The last usage object in a piece of JSON. A quotation mark inside a string is escaped, so one without a backslash
--- before it is structure; token counts tell usage from a schema's property of that name.
+-- The last usage object in a piece of JSON. Words of an answer cannot look like one, for quotation marks in a string
+-- are escaped; token counts tell it from a schema's property of that name. Only text that protobuf takes for UTF-8
+-- may be passed on: one bad byte would spoil the whole access-log message.
 local function usage_in(text)
   local found
-  local at = find(text, '"usage"', 2, true)
+  local _, at = find(text, '"usage"', 1, true)
   while at do
-    local object = byte(text, at - 1) ~= BACKSLASH and match(text, "^%s*:%s*(%b{})", at + 7)
-    if object and #object < WINDOW and find(object, '_tokens"%s*:%s*%d') and not find(object, "[^ -~%s]") then
+    local object = match(text, "^%s*:%s*(%b{})", at + 1)
+    if object and #object < WINDOW and find(object, '_tokens"%s*:%s*%d') and find(object, "^[ -~%s]*$") then
       found = object
     end
-    at = find(text, '"usage"', at + 7, true)
+    _, at = find(text, '"usage"', at, true)
   end
   return found
 end
 
 local function is_usage_event(event)
   local _, at = find(event, '"choices"', 1, true)
-  return at and find(event, "^%s*:%s*%[%s*%]", at + 1) and usage_in(event) and not find(event, "\ndata:", 1, true)
+  return at and find(event, "^%s*:%s*%[%s*%]", at + 1) and usage_in(event)
+    and not find(event, "\ndata:", 1, true) -- several lines of data in one event: not what we asked for
 end
 
 local function begin(h)
   metadata(h):set("llm.usage", "first_us", tonumber(h:timestampString(EnvoyTimestampResolution.MICROSECOND)))
+end
+
+local function keep(parts, piece, fits)
+  if not fits then return nil end
+  parts[#parts + 1] = piece
+  return parts
 end
 
 local function finish(h, events, bytes, usage, parts)
@@ -65,7 +73,7 @@ end
 -- s.rest is the incomplete event at the end of what came, s.sent how many bytes of it the client already has;
 -- s.last and s.before are the last two whole events.
 
-local function line_ends(text)
+local function blank_line(text)
   local at = find(text, "\n", 1, true)
   if at then return at > 1 and byte(text, at - 1) == RETURN and "\r\n\r\n" or "\n\n" end
 end
@@ -84,9 +92,9 @@ end
 -- Any piece that is not just one whole event. Returns the bytes that may go on.
 local function split(s, piece)
   local data = s.rest .. piece
-  s.blank = s.blank or line_ends(data)
+  s.blank = s.blank or blank_line(data)
   local from, unsent, out = 1, s.sent + 1, ""
-  local _, to = nil, nil
+  local _, to
   if s.blank then _, to = find(data, s.blank, #s.rest > 3 and #s.rest - 2 or 1, true) end
   while to do
     local event = sub(data, from, to)
@@ -99,20 +107,21 @@ local function split(s, piece)
     _, to = find(data, s.blank, from, true)
   end
   s.rest = sub(data, from)
-  if #s.rest > LONGEST then
-    trim(s)
-    return out .. sub(data, unsent)
-  elseif s.strip and unsent <= from then
+  if s.strip and unsent <= from and #s.rest <= LONGEST then -- hold the unfinished event back
     s.sent = 0
     return out .. sub(data, unsent, from - 1)
   end
   s.sent = #s.rest
+  if s.sent > LONGEST then trim(s) end
   return out .. sub(data, unsent)
 end
 
-local function next_mark(mark, events)
-  while mark <= events do mark = mark < MARK_EVERY and mark * 2 or mark + MARK_EVERY end
-  return mark
+local function mark(h, events, bytes, at)
+  local md = metadata(h)
+  md:set("llm.usage", "events", events)
+  md:set("llm.usage", "bytes", bytes)
+  while at <= events do at = at < MARK_EVERY and at * 2 or at + MARK_EVERY end
+  return at
 end
 
 -- What is still held when the stream ends without a blank line goes out with its last chunk. (A stream that ends in
@@ -130,7 +139,7 @@ end
 
 local function stream(h, strip, fill)
   local s = { strip = strip, rest = "", sent = 0, events = 0, last = "", before = "" }
-  local bytes, finished_at, mark, parts, count, final = 0, 0, 1, fill and {}, 0, nil
+  local bytes, finished_at, next_mark, parts, final = 0, 0, 1, fill and {}, nil
   for chunk in h:bodyChunks() do
     final = chunk
     local n = chunk:length()
@@ -138,14 +147,7 @@ local function stream(h, strip, fill)
       local piece = chunk:getBytes(0, n)
       if bytes == 0 then begin(h) end
       bytes = bytes + n
-      if parts then
-        if bytes <= fill then
-          count = count + 1
-          parts[count] = piece
-        else
-          parts = nil
-        end
-      end
+      if parts then parts = keep(parts, piece, bytes <= fill) end
       local blank = s.blank
       if blank and s.rest == "" and find(piece, blank, 1, true) == n - #blank + 1 then
         s.events = s.events + 1
@@ -156,12 +158,7 @@ local function stream(h, strip, fill)
         if strip and out ~= piece then chunk:setBytes(out) end
       end
       local events = s.events
-      if events >= mark then
-        mark = next_mark(mark, events)
-        local md = metadata(h)
-        md:set("llm.usage", "events", events)
-        md:set("llm.usage", "bytes", bytes)
-      end
+      if events >= next_mark then next_mark = mark(h, events, bytes, next_mark) end
       -- Clients hang up as soon as they have read the last event: the answer is whole here, not a chunk later.
       if #s.last < 24 and s.rest == "" and find(s.last, "[DONE]", 1, true) then
         finish(h, events, bytes, stream_usage(s), parts)
@@ -176,7 +173,7 @@ end
 -- Whole answers -----------------------------------------------------------------------------------------------------
 
 local function plain(h, fill, opaque)
-  local bytes, tail, usage, parts, count = 0, "", nil, fill and {}, 0
+  local bytes, tail, usage, parts = 0, "", nil, fill and {}
   for chunk in h:bodyChunks() do
     local n = chunk:length()
     if n > 0 then
@@ -184,14 +181,7 @@ local function plain(h, fill, opaque)
       bytes = bytes + n
       if not opaque then
         local piece = chunk:getBytes(0, n)
-        if parts then
-          if bytes <= fill then
-            count = count + 1
-            parts[count] = piece
-          else
-            parts = nil
-          end
-        end
+        if parts then parts = keep(parts, piece, bytes <= fill) end
         -- A body may be of any size and carry anything after its usage: it is searched as it passes.
         local text = tail == "" and piece or tail .. piece
         usage = usage_in(text) or usage
@@ -237,9 +227,9 @@ local function told(body, status)
   local message = raw_string(body, "message")
   if not message then return nil end
   local trace = find(message, "Traceback (most recent", 1, true) or find(message, '\\n%s*File \\"')
-  if trace then message = gsub(sub(message, 1, trace - 1), "\\n$", "") end
-  message = gsub(gsub(message, "[%s]+$", ""), "\\n$", "")
-  return message ~= "" and message or nil
+  if trace then message = gsub(gsub(sub(message, 1, trace - 1), "%s+$", ""), "\\n$", "") end
+  local cut_in_escape = #match(message, "\\*$") % 2 == 1
+  return message ~= "" and not cut_in_escape and message or nil
 end
 
 local function kind(status)
@@ -247,10 +237,12 @@ local function kind(status)
   return status == 429 and "rate_limit_error" or "invalid_request_error"
 end
 
+local function has(text, words) return find(text, words, 1, true) ~= nil end
+
 local function code(status, message)
-  if status == 400 and (find(message, "maximum context length", 1, true) or find(message, "maximum model length", 1, true)) then
+  if status == 400 and (has(message, "maximum context length") or has(message, "maximum model length")) then
     return "context_length_exceeded"
-  elseif status == 404 and find(message, "model", 1, true) and find(message, "does not exist", 1, true) then
+  elseif status == 404 and has(message, "model") and has(message, "does not exist") then
     return "model_not_found"
   end
   return CODES[status] or status >= 500 and "internal_error" or nil

@@ -23,10 +23,11 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).parents[1] / "envoy"))
 from envoy_runner import lua_filter, metadata_filter, running
 
-CONNECTIONS, EVENTS, ANSWERS, TURNS = 100, 100, 100, 9
+CONNECTIONS, EVENTS, ANSWERS, TURNS = 100, 60, 30, 15
 EVENT = (
     b'data: {"id":"chatcmpl-99f646e54fc0251b","object":"chat.completion.chunk","created":1795421256,'
-    b'"model":"mistral-7b","choices":[{"index":0,"delta":{"content":" word"},"logprobs":null,"finish_reason":null,"token_ids":null}]}\n\n'
+    b'"model":"mistral-7b","choices":[{"index":0,"delta":{"content":" word"},"logprobs":null,'
+    b'"finish_reason":null,"token_ids":null}]}\n\n'
 )
 USAGE = b'"usage":{"prompt_tokens":13,"total_tokens":17,"completion_tokens":4,"prompt_tokens_details":null}'
 LAST = b'data: {"id":"c","choices":[],%b}\n\ndata: [DONE]\n\n' % USAGE

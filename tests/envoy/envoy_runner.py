@@ -245,8 +245,12 @@ async def running(
     """
     clusters = clusters or {}
     scripts: dict[str, Script] = {}
+    serving: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task
+        serving.add(task)
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             await scripts.pop(head.split(b" ", 2)[1].decode())(writer)
@@ -254,6 +258,7 @@ async def running(
         except (ConnectionError, asyncio.IncompleteReadError):
             pass
         finally:
+            serving.discard(task)
             writer.close()
 
     upstream = await asyncio.start_server(serve, "127.0.0.1", 0, backlog=1024)
@@ -287,3 +292,6 @@ async def running(
         process.kill()
         await process.wait()
         upstream.close()
+        for task in serving:
+            task.cancel()
+        await asyncio.gather(*serving, return_exceptions=True)

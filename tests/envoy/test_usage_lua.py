@@ -75,6 +75,14 @@ def kept(receipt: dict[str, Any]) -> bytes:
     return base64.b64decode(receipt["fill"]["body"], validate=True)
 
 
+def held_open(script: Script, until: asyncio.Event) -> Script:
+    async def write(writer: asyncio.StreamWriter) -> None:
+        await script(writer)
+        await until.wait()
+
+    return write
+
+
 async def all_of(gateway: Gateway, chain: str, scripts: list[Script]) -> list[tuple[Answer, dict[str, Any]]]:
     places = asyncio.Semaphore(IN_FLIGHT)
 
@@ -227,14 +235,27 @@ async def test_an_event_longer_than_any_usage_event_passes_and_its_usage_is_foun
     tool = {"parameters": {"properties": {"usage": {"type": "object", "x": "y" * 100_000}}}}
     for after in "", "z" * 200_000:
         completed = event({"response": {"tools": [tool], "usage": USAGE, "user": after}})
-        sent = chunk("a") + completed + usage_chunk() + DONE
-        for chain in "strip", "asked":
-            got, receipt = await gateway.get(chain, stream(*cut(sent, 1000, 70_000, 130_000)))
-            assert got.body == (sent if chain == "asked" else chunk("a") + completed + DONE)
-            assert usage(receipt) == USAGE
-        got, receipt = await gateway.get("strip", stream(chunk("a"), completed))
-        assert got.body == chunk("a") + completed
-        assert usage(receipt) == USAGE
+        middle = completed.index(b'"prompt_tokens"')
+        for places in (middle,), (1000, 70_000, middle), range(16_000, len(completed), 16_000):
+            for chain in "strip", "asked":
+                got, receipt = await gateway.get(chain, stream(chunk("a"), *cut(completed, *places)))
+                assert got.body == chunk("a") + completed
+                assert usage(receipt) == USAGE
+            got, _ = await gateway.get("strip", stream(chunk("a"), *cut(completed + usage_chunk() + DONE, *places)))
+            assert got.body == chunk("a") + completed + DONE
+
+
+async def test_an_event_longer_than_any_usage_event_is_let_go_before_its_end(gateway: Gateway) -> None:
+    sent = event({"id": "x" * 100_000, "choices": [], "usage": USAGE})
+    got, _ = await gateway.get("strip", stream(*cut(sent, 90_000)))
+    assert got.body == sent
+    left = asyncio.Event()
+    path, reader, writer = await gateway.connect("strip", held_open(stream(sent[:90_000], end=False), left))
+    async with asyncio.timeout(5):
+        await reader.readexactly(90_000)
+    writer.transport.abort()
+    assert (await gateway.receipt(path))["usage"].keys() == {"first_us"}
+    left.set()
 
 
 async def test_a_stream_without_any_blank_line_passes(gateway: Gateway) -> None:
@@ -316,14 +337,6 @@ async def test_http2_upstreams_with_and_without_trailers(gateway: Gateway) -> No
 
 
 # Streams that break off
-
-
-def held_open(script: Script, until: asyncio.Event) -> Script:
-    async def write(writer: asyncio.StreamWriter) -> None:
-        await script(writer)
-        await until.wait()
-
-    return write
 
 
 async def test_a_client_that_leaves_midway_leaves_the_last_mark(gateway: Gateway) -> None:
@@ -515,6 +528,8 @@ SHAPED = {"message": "overloaded", "type": "server_error", "param": None, "code"
         (400, '{"error":{"message":"é 🦙","code":400}}'.encode(), "é 🦙", None),
         (400, vllm(TRACED, 400), "1 validation error:\n  {'loc': \"body\"}", None),
         (400, vllm("Traceback (most recent call last): x", 400), NOT_ACCEPTED, None),
+        (400, vllm('a\\n  File "x"', 400), NOT_ACCEPTED, None),
+        (400, vllm("a\\n", 400), "a\\n", None),
         (400, b'{"error":{"message":"\xff\xfe"}}', NOT_ACCEPTED, None),
         (400, b'{"error":{"message":"a\nb"}}', NOT_ACCEPTED, None),
         (400, b'{"error":{"message":"a\\x"}}', NOT_ACCEPTED, None),
