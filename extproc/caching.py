@@ -7,7 +7,6 @@ without losing a field. Tenants are kept apart by the store's keys, not here.
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any
 
 import msgspec
 
@@ -25,6 +24,14 @@ _NEUTRAL = {
     "embeddings": {"user", "stream", "stream_options", "model", "task", "priority", "request_id"},
     "responses": {"stream", "stream_options", "model", "task", "priority", "request_id"},
 }  # fmt: skip
+# vLLM's default for these is not null: absent and null ask for different answers.
+_NULL_IS_NOT_ABSENT = {
+    "chat": {"tool_choice"},
+    "completions": {"max_tokens"},
+    "embeddings": set[str](),
+    "responses": {"tool_choice"},
+}
+_WHOLE = {"stop", "length", "tool_calls", "function_call"}  # not null, not "abort": the answer would be a torso
 
 
 def may_cache(prompt: Prompt, model: Model) -> bool:
@@ -35,10 +42,17 @@ def may_cache(prompt: Prompt, model: Model) -> bool:
 
 
 def fingerprint(prompt: Prompt, model: Model) -> str:
-    """256 bits (hex) over all that can change the answer: endpoint, model as served, every other field of the body."""
-    neutral = _NEUTRAL[prompt.endpoint]
-    parts = {name: _plain(value) for name, value in prompt.body.items() if name not in neutral and value is not None}
-    text = msgspec.json.encode((prompt.endpoint, model.name, model.served_name, parts), order="sorted")
+    """256 bits (hex) over all that can change the answer: endpoint, model as served, every other field of the body.
+
+    The order of the body's own fields says nothing; deeper down it does: answers follow a schema's order.
+    """
+    without, null_counts = _NEUTRAL[prompt.endpoint], _NULL_IS_NOT_ABSENT[prompt.endpoint]
+    parts = [
+        (name, _plain(value))
+        for name, value in sorted(prompt.body.items())
+        if name not in without and (value is not None or name in null_counts)
+    ]
+    text = msgspec.json.encode((prompt.endpoint, model.name, model.served_name, parts))
     return hashlib.sha256(text).hexdigest()
 
 
@@ -74,6 +88,10 @@ def _replayable(endpoint: str, answer: Json) -> bool:
         return isinstance(answer.get("data"), list)
     if not isinstance(answer.get("usage"), dict):
         return False
+    if endpoint != "responses":
+        reasons = {choice["finish_reason"] for choice in answer["choices"]}
+        if not reasons or not reasons <= _WHOLE:
+            return False
     return sum(1 for _ in _UNFOLD[endpoint](answer, True)) > 0
 
 
@@ -135,6 +153,9 @@ def _finished(choice: Json, kind: str) -> Json:
     return choice
 
 
+_INDEXED = {"tool_calls"}  # by name: a list of dictionaries under the token "index" would look the same
+
+
 def _merge(into: Json, part: Json) -> None:
     """Delta rules: strings are appended, lists of indexed objects merged by index, other lists joined."""
     for name, value in part.items():
@@ -142,24 +163,20 @@ def _merge(into: Json, part: Json) -> None:
         if value is None:
             continue
         if old is None:
-            into[name] = value if not _indexed(value) else []
-            if _indexed(value):
+            into[name] = value if name not in _INDEXED else []
+            if name in _INDEXED:
                 _merge_indexed(into[name], value)
         elif isinstance(value, str) and isinstance(old, str) and name not in ("role", "id", "type"):
             into[name] = old + value
         elif isinstance(value, dict) and isinstance(old, dict):
             _merge(old, value)
         elif isinstance(value, list) and isinstance(old, list):
-            if _indexed(value):
+            if name in _INDEXED:
                 _merge_indexed(old, value)
             else:
                 old.extend(value)
         elif value != old:
             raise _NotUnderstoodError
-
-
-def _indexed(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict) and "index" in value[0]
 
 
 def _merge_indexed(old: list[Json], parts: list[Json]) -> None:
@@ -203,12 +220,17 @@ def _event(value: Json) -> bytes:
     return b"data: " + msgspec.json.encode(value) + b"\n\n"
 
 
+def _marks(answer: Json) -> Json:
+    return {name: answer[name] for name in ("system_fingerprint", "service_tier") if answer.get(name) is not None}
+
+
 def _unfold_chat(answer: Json, include_usage: bool) -> Iterator[bytes]:
     head = {
         "id": answer["id"],
         "object": "chat.completion.chunk",
         "created": answer["created"],
         "model": answer["model"],
+        **_marks(answer),
     }
     _expect(answer, *head, "choices", "usage", "system_fingerprint", "service_tier")
     for choice in answer["choices"]:
@@ -227,7 +249,13 @@ def _unfold_chat(answer: Json, include_usage: bool) -> Iterator[bytes]:
 
 
 def _unfold_completion(answer: Json, include_usage: bool) -> Iterator[bytes]:
-    head = {"id": answer["id"], "object": "text_completion", "created": answer["created"], "model": answer["model"]}
+    head = {
+        "id": answer["id"],
+        "object": "text_completion",
+        "created": answer["created"],
+        "model": answer["model"],
+        **_marks(answer),
+    }
     _expect(answer, *head, "choices", "usage", "system_fingerprint", "service_tier")
     for choice in answer["choices"]:
         _expect(choice, "index", "text", "logprobs", "finish_reason", "stop_reason")

@@ -43,7 +43,9 @@ class Prompt(msgspec.Struct, frozen=True):
     stream: bool
     include_usage: bool  # the client asked for the stream's usage event itself
     max_tokens: int  # per choice; 0 = not named
-    choices: int
+    choices: int  # to each prompt
+    prompts: int  # each with a context of its own: completions and embeddings take several at once
+    longest_bytes: int  # of one of them: all of the body, or at least so many where there are several
     sampled: bool  # neither temperature 0 nor a seed: the next answer may differ
     stateful: bool  # refers to or leaves something on a backend: never cached
     media: bool  # carries more than text: its bytes say nothing about its tokens
@@ -73,6 +75,7 @@ def read_prompt(endpoint: Endpoint, raw: bytes) -> Prompt:
         raise invalid("`messages` must be a non-empty array.", "messages")
     stream = endpoint != "embeddings" and _field(body, "stream", bool, False)
     options = _field(body, "stream_options", dict, {})
+    prompts, longest_bytes = _batch(endpoint, body, len(raw))
     return Prompt(
         endpoint=endpoint,
         body=body,
@@ -80,9 +83,11 @@ def read_prompt(endpoint: Endpoint, raw: bytes) -> Prompt:
         model=_field(body, "model", str, ""),
         task=_field(body, "task", str, ""),
         stream=stream,
-        include_usage=bool(options.get("include_usage")) or bool(options.get("continuous_usage_stats")),
+        include_usage=_wants_usage(options),
         max_tokens=_max_tokens(endpoint, body),
         choices=max(_count(body, "n", 1), _count(body, "best_of", 1)),
+        prompts=prompts,
+        longest_bytes=longest_bytes,
         sampled=endpoint != "embeddings" and body.get("temperature") != 0 and body.get("seed") is None,
         stateful=bool(body.get("previous_response_id") or body.get("conversation")) or _odd_stream(options),
         media=any(marker in raw for marker in _MEDIA),
@@ -91,7 +96,23 @@ def read_prompt(endpoint: Endpoint, raw: bytes) -> Prompt:
 
 def _odd_stream(options: Json) -> bool:
     """Stream options that change what the events look like, so that a replay would differ."""
-    return any(name != "include_usage" for name in options)
+    return any(value and name != "include_usage" for name, value in options.items())
+
+
+def _wants_usage(options: Json) -> bool:
+    """vLLM's own option asks for it too, unless the client says no."""
+    asked = options.get("include_usage")
+    return bool(options.get("continuous_usage_stats") if asked is None else asked)
+
+
+def _batch(endpoint: Endpoint, body: Json, size_bytes: int) -> tuple[int, int]:
+    """How many prompts there are, and the size of the longest: in bytes, characters or tokens, the least of them."""
+    given = body.get(_PROMPT_FIELD[endpoint])
+    if endpoint not in {"completions", "embeddings"} or not isinstance(given, list) or not given:
+        return 1, size_bytes
+    if isinstance(given[0], int):  # one prompt's tokens
+        return 1, size_bytes
+    return len(given), max(len(each) if isinstance(each, str | list) else 1 for each in given)
 
 
 def _read_object(raw: bytes) -> Json:
@@ -118,19 +139,22 @@ def _field(body: Json, name: str, kind: type[T], default: T) -> T:
 _WORDS: dict[type, str] = {bool: "boolean", str: "string", dict: "object", int: "integer"}
 
 
-def _count(body: Json, name: str, default: int) -> int:
+def _count(body: Json, name: str, default: int, least: int = 1) -> int:
     value = _field(body, name, int, default)
     if isinstance(value, bool):
         raise invalid(f"`{name}` must be of type integer.", name)
-    if not 1 <= value <= MAX_INTEGER:
-        raise invalid(f"`{name}` must be at least 1.", name, "integer_below_min_value")
+    if value < least:
+        raise invalid(f"`{name}` must be at least {least}.", name, "integer_below_min_value")
+    if value > MAX_INTEGER:
+        raise invalid(f"`{name}` must be at most {MAX_INTEGER}.", name, "integer_above_max_value")
     return value
 
 
 def _max_tokens(endpoint: Endpoint, body: Json) -> int:
     for name in _MAX_TOKENS_FIELDS[endpoint]:
         if body.get(name) is not None:
-            return _count(body, name, 1)
+            # 0 is of use in /v1/completions alone: with `echo` it asks for the prompt's own log probabilities
+            return max(1, _count(body, name, 1, 0 if endpoint == "completions" else 1))
     return 0
 
 
@@ -142,13 +166,16 @@ def rewrite(prompt: Prompt, served_name: str) -> bytes | None:
     """
     body = prompt.body
     named = prompt.model == served_name
-    metered = not prompt.stream or prompt.include_usage or prompt.endpoint == "responses"
+    options = body.get("stream_options") or {}
+    metered = not prompt.stream or options.get("include_usage") is True or prompt.endpoint == "responses"
     if named and metered and "task" not in body:
         return None
     changed = {**body, "model": served_name}
     changed.pop("task", None)
     if not metered:
-        changed["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        changed["stream_options"] = {**options, "include_usage": True}
+        if not prompt.include_usage:  # vLLM would now put into every event what the client did not ask for
+            changed["stream_options"].pop("continuous_usage_stats", None)
     return msgspec.json.encode(changed)
 
 
@@ -168,7 +195,7 @@ class _WireUsage(msgspec.Struct):
 _usage_decoder = msgspec.json.Decoder(_WireUsage)
 
 
-def read_usage(raw: bytes | str) -> Usage | None:
+def read_usage(raw: bytes) -> Usage | None:
     """The usage object of any endpoint; None if it is none."""
     try:
         wire = _usage_decoder.decode(raw)

@@ -226,8 +226,15 @@ def _contradictions(config: Config) -> list[tuple[Path, str]]:
             for k, f in enumerate(m.fallbacks)
             if f not in known or f == m.name
         ]
-        if m.typical_completion_tokens > m.context_tokens:
-            found.append(([*here, "typical_completion_tokens"], "is larger than context_tokens"))
+        if m.typical_completion_tokens > m.context_tokens and set(m.endpoints) != {"embeddings"}:
+            words = f"typical_completion_tokens ({m.typical_completion_tokens}) is larger than context_tokens"
+            found.append(([*here, "typical_completion_tokens"], words))
+    tenants = [t.name for t in config.tenants]
+    found += [
+        (["tenants", i, "name"], f"tenant `{name}` is given twice")
+        for i, name in enumerate(tenants)
+        if name in tenants[:i]
+    ]
     found += [
         (["aliases", i, "model"], f"alias points to `{a.model}`, which is no model of this file")
         for i, a in enumerate(config.aliases)

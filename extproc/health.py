@@ -50,6 +50,7 @@ class Health:
             mark = self._down.get(model)
             if mark is not None:
                 mark.published = True
+                mark.until_ms = max(mark.until_ms, until_ms)  # another worker's trial failed: no need for one of ours
             elif until_ms > now_ms:
                 self._down[model] = _Mark(until_ms, published=True)
 

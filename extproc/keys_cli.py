@@ -57,7 +57,7 @@ def _name(text: str) -> str:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit():
+    if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"`{text}` is not a whole number of 0 or more")
     return int(text)
 
@@ -77,6 +77,9 @@ def _run(a: argparse.Namespace) -> int:
 
 
 async def _create(store: RedisStore, a: argparse.Namespace) -> int:
+    models = [m.strip() for m in a.models.split(",") if m.strip()]
+    if not models:
+        raise UsageError("--models: a key without any model is of no use; * stands for all")
     key = keys.new_key()
     digest = keys.digest(key)
     now_ms = int(time.time() * 1000)
@@ -84,7 +87,7 @@ async def _create(store: RedisStore, a: argparse.Namespace) -> int:
         key_id=keys.key_id(digest),
         tenant=a.tenant,
         user=a.user,
-        models=[m.strip() for m in a.models.split(",") if m.strip()],
+        models=models,
         created_ms=now_ms,
         limits={limit: getattr(a, limit) for limit in _LIMITS if getattr(a, limit) is not None},
         expires_ms=now_ms + _milliseconds(a.expires) if a.expires else 0,
@@ -98,7 +101,7 @@ async def _create(store: RedisStore, a: argparse.Namespace) -> int:
 
 def _milliseconds(text: str) -> int:
     amount, unit = text[:-1], text[-1:]
-    if not amount.isdigit() or unit not in _UNITS:
+    if not amount.isdecimal() or not 0 < int(amount) < 1_000_000 or unit not in _UNITS:
         raise UsageError(f"--expires {text}: a number and m, h or d is needed, such as 30d")
     return int(amount) * _UNITS[unit] * 1000
 
@@ -113,7 +116,7 @@ async def _list(store: RedisStore, a: argparse.Namespace) -> int:
     table = Table(*heads, box=None)
     for row in rows:
         table.add_row(*row)
-    Console(width=None if sys.stdout.isatty() else 200).print(table)
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False).print(table)
     return 0
 
 

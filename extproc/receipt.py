@@ -23,19 +23,16 @@ class Receipt(msgspec.Struct, frozen=True):
     """One request as the access log tells it. Times are seconds, `start` since the epoch."""
 
     ticket: Ticket
-    method: str
-    path: str
     status: int  # 0 = no answer was sent
     start: float
     duration: float
-    first_byte: float  # until the first byte of the answer's body left the upstream; 0 = none
+    first_byte: float  # until the first byte of the answer's body passed; 0 = none
     body_bytes: int  # of the answer, that passed
     upstream: str  # cluster name; "" = none was asked
     unreachable: bool  # no healthy upstream, or none took the connection
     client_left: bool
     request_id: str = ""  # x-request-id, for people
-    flags: str = ""  # Envoy's short response flags, comma-separated
-    usage: str = ""  # raw JSON that usage.lua found
+    usage: bytes = b""  # raw JSON that usage.lua found
     done: bool = False  # the answer's end was seen
     events: int = 0  # at usage.lua's last mark
     marked_bytes: int = 0  # ditto
@@ -58,7 +55,7 @@ def charge(receipt: Receipt) -> Charge:
     if usage is not None:
         return Charge(usage, exact=True, estimated=False)
     answered = 200 <= receipt.status < 300
-    if not answered and not receipt.client_left:
+    if not answered and (receipt.status or not receipt.client_left):  # failed, even if the client did not wait for it
         return Charge(Usage(), exact=False, estimated=False)
     if receipt.body_bytes == 0 and not receipt.client_left:
         return Charge(Usage(), exact=False, estimated=False)

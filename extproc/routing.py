@@ -20,8 +20,8 @@ LEAST_TOKENS_PER_BYTE = 0.02
 
 class Choice(msgspec.Struct, frozen=True):
     model: Model
-    prompt_tokens: int  # estimate, at most the context
-    completion_tokens: int  # what may come at most, all choices together
+    prompt_tokens: int  # estimate, all prompts together, each at most the context
+    completion_tokens: int  # what may come at most, all choices to all prompts together
 
 
 def choose(
@@ -40,12 +40,13 @@ def choose(
         model = catalogue.models[name]
         if permits(permitted, name) and prompt.endpoint in model.endpoints:
             candidates.append(model)
-    choices = [_size(model, prompt, tokens_per_byte(model)) for model in candidates]
-    fitting = [c for c in choices if c.prompt_tokens + max(1, prompt.max_tokens) <= c.model.context_tokens]
+    sized = [(model, _longest_tokens(prompt, tokens_per_byte(model)), tokens_per_byte(model)) for model in candidates]
+    fitting = [s for s in sized if s[1] + max(1, prompt.max_tokens) <= s[0].context_tokens]
     if not fitting:
-        fitting = [max(choices, key=lambda c: c.model.context_tokens)]
-        _refuse_hopeless(fitting[0].model, prompt)
-    return next((c for c in fitting if is_up(c.model)), fitting[0])
+        fitting = [max(sized, key=lambda s: s[0].context_tokens)]
+        _refuse_hopeless(fitting[0][0], prompt)
+    model, longest_tokens, ratio = next((s for s in fitting if is_up(s[0])), fitting[0])
+    return _choice(model, prompt, longest_tokens, ratio)
 
 
 def permits(permitted: Collection[str], name: str) -> bool:
@@ -79,21 +80,27 @@ def named(catalogue: Catalogue, name: str) -> Model | None:
     return next((model for pattern, model in catalogue.aliases if pattern.match(name)), None)
 
 
-def _size(model: Model, prompt: Prompt, tokens_per_byte: float) -> Choice:
+def _longest_tokens(prompt: Prompt, tokens_per_byte: float) -> int:
+    return 0 if prompt.media else int(prompt.longest_bytes * tokens_per_byte) + 1
+
+
+def _choice(model: Model, prompt: Prompt, longest_tokens: int, tokens_per_byte: float) -> Choice:
     estimate = 0 if prompt.media else int(prompt.size_bytes * tokens_per_byte) + 1
-    room = max(1, model.context_tokens - estimate)
+    room = max(1, model.context_tokens - longest_tokens)
     each = min(prompt.max_tokens or model.typical_completion_tokens, room)
-    completion = 0 if prompt.endpoint == "embeddings" else each * prompt.choices
-    return Choice(model, estimate, completion)
+    completion = 0 if prompt.endpoint == "embeddings" else each * prompt.choices * prompt.prompts
+    return Choice(model, min(estimate, model.context_tokens * prompt.prompts), completion)
 
 
 def _refuse_hopeless(model: Model, prompt: Prompt) -> None:
-    least = 0 if prompt.media else int(prompt.size_bytes * LEAST_TOKENS_PER_BYTE)
+    if prompt.body.get("truncate_prompt_tokens") is not None or prompt.body.get("truncation") == "auto":
+        return  # the backend makes it fit
+    least = 0 if prompt.media else int(prompt.longest_bytes * LEAST_TOKENS_PER_BYTE)
     if least > model.context_tokens:
         raise ApiError(
             400,
             "context_length_exceeded",
             f"This model's maximum context length is {model.context_tokens} tokens. Your prompt of "
-            f"{prompt.size_bytes} bytes is longer than that. Please shorten it.",
+            f"{prompt.longest_bytes} bytes is longer than that. Please shorten it.",
             param={"chat": "messages", "completions": "prompt"}.get(prompt.endpoint, "input"),
         )

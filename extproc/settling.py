@@ -18,6 +18,7 @@ from extproc.errors import StoreUnavailable
 from extproc.worker import Worker
 
 log = logging.getLogger("llm-mesh")
+_TELLING_BYTES = 1000  # a shorter body is mostly JSON: its tokens per byte would mislead about long prompts
 _MAX_BACKLOG = 100_000  # settlements kept while the store is away
 _BATCH = 256
 
@@ -48,7 +49,7 @@ class Settler:
         ticket = r.ticket
         if r.unreachable or (r.upstream and r.status):  # else the client left before anything was known
             self._worker.observe(ticket.model, not r.unreachable)
-        if charged.exact and ticket.prompt_bytes and charged.usage.prompt_tokens:
+        if charged.exact and ticket.prompt_bytes >= _TELLING_BYTES and charged.usage.prompt_tokens:
             self._worker.learn(ticket.model, charged.usage.prompt_tokens / ticket.prompt_bytes)
         if self._worker.tracer is not None:
             self._worker.tracer.record(r, charged.usage, settlement.cost_micros)

@@ -46,6 +46,8 @@ def _run(a: argparse.Namespace) -> int:
         raise UsageError(f"--by {a.by}: some of {', '.join(DIMENSIONS)} are needed")
     today = datetime.now(UTC).date()
     since, until = _day(a.since, today), _day(a.until, today) if a.until else today
+    if since > until:
+        raise UsageError(f"--since {since} is later than --until {until}")
     rows = asyncio.run(_read(a.redis, since, until))
     table = summarize(rows, by)
     if a.json:
@@ -68,11 +70,11 @@ async def _read(url: str, since: date, until: date) -> list[UsageRow]:
 
 
 def _day(text: str, today: date) -> date:
-    if text.endswith("d") and text[:-1].isdigit():
-        return today - timedelta(days=int(text[:-1]))
     try:
+        if text.endswith("d") and text[:-1].isdecimal():
+            return today - timedelta(days=int(text[:-1]))
         return date.fromisoformat(text)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise UsageError(f"`{text}` is neither a day such as 2026-11-01 nor a span such as 7d") from error
 
 
@@ -107,7 +109,7 @@ def _show(by: Sequence[str], table: list[list[str | int]], since: date, until: d
     total: list[str | int] = ["total", *[""] * (len(by) - 1), *_total(table, len(by))]
     for line in [*table, total]:
         shown.add_row(*_cells(line, len(by)))
-    Console(width=None if sys.stdout.isatty() else 200).print(shown)
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, emoji=False).print(shown)
 
 
 def _total(table: list[list[str | int]], first: int) -> list[int]:

@@ -29,7 +29,8 @@ from extproc.receipt import Receipt
 PROCESS = "envoy.service.ext_proc.v3.ExternalProcessor"
 ACCESS_LOGS = "envoy.service.accesslog.v3.AccessLogService"
 MODEL_HEADER = "x-llm-model"  # the routes match on it
-NAMESPACE = "llm"
+NAMESPACE = "llm"  # for usage.lua, which copies all of it
+TICKET_NAMESPACE = "llm.ticket"  # for the settlement alone
 STEERING = ("x-llm-", "x-envoy-")
 # Never passed on: the caller's credentials are ours, and compressed answers could not be metered.
 _PRIVATE = ["authorization", "cookie", "accept-encoding"]
@@ -129,7 +130,7 @@ def forward(verdict: Forward, head: Head, max_fill_bytes: int, traceparent: str 
         mutation.set_headers.append(_set("traceparent", traceparent))
     fields = reply.dynamic_metadata.fields[NAMESPACE].struct_value.fields
     fields["forward"].bool_value = True
-    fields["ticket"].string_value = _encoder.encode(verdict.ticket).decode()
+    _attach(reply, verdict.ticket)
     if verdict.strip_usage:
         fields["strip_usage"].bool_value = True
     if verdict.fill:
@@ -169,9 +170,14 @@ def _immediate(status: int, headers: Mapping[str, str], body: bytes, ticket: Tic
         )
     )
     fields = reply.dynamic_metadata.fields[NAMESPACE].struct_value.fields
-    fields["ticket"].string_value = _encoder.encode(ticket).decode()
     fields["answer"].bool_value = True  # keeps Envoy from putting its own words in place of ours
+    _attach(reply, ticket)
     return _bytes(reply)
+
+
+def _attach(reply: ProcessingResponse, ticket: Ticket) -> None:
+    fields = reply.dynamic_metadata.fields[TICKET_NAMESPACE].struct_value.fields
+    fields["ticket"].string_value = _encoder.encode(ticket).decode()
 
 
 def _bytes(reply: ProcessingResponse) -> bytes:
@@ -190,41 +196,52 @@ def read_receipts(message: StreamAccessLogsMessage) -> Iterator[Receipt]:
 def _receipt(entry: Any) -> Receipt | None:
     common = entry.common_properties
     metadata = common.metadata.filter_metadata
-    if NAMESPACE not in metadata:
+    if TICKET_NAMESPACE not in metadata:
         return None
     try:
-        ticket = _decoder.decode(metadata[NAMESPACE].fields["ticket"].string_value)
+        ticket = _decoder.decode(metadata[TICKET_NAMESPACE].fields["ticket"].string_value)
     except msgspec.MsgspecError:
         return None
     start_ns = common.start_time.seconds * 1_000_000_000 + common.start_time.nanos
     flags = common.response_flags
-    usage = dict(metadata["llm.usage"].fields) if "llm.usage" in metadata else {}
-    first_us = _number(usage, "first_us")
+    report = _read_report(metadata)
     return Receipt(
         ticket=ticket,
-        method=_METHODS[entry.request.request_method],
-        path=entry.request.path,
         status=entry.response.response_code.value,
         start=start_ns / 1e9,
-        duration=_seconds(common.duration) or _seconds(common.time_to_last_downstream_tx_byte),
-        first_byte=max(0.0, (first_us * 1000 - start_ns) / 1e9) if first_us else 0.0,
+        duration=common.duration.seconds + common.duration.nanos / 1e9,
+        first_byte=max(0.0, (report.first_us * 1000 - start_ns) / 1e9) if report.first_us else 0.0,
         body_bytes=entry.response.response_body_bytes,
         upstream=common.upstream_cluster,
         unreachable=flags.no_healthy_upstream or flags.upstream_connection_failure,
         client_left=flags.downstream_connection_termination or flags.downstream_remote_reset,
         request_id=entry.request.request_id,
-        flags=",".join(field.name for field, _ in flags.ListFields()),
-        usage=usage["usage"].string_value if "usage" in usage else "",
-        done="done" in usage and usage["done"].bool_value,
-        events=int(_number(usage, "events")),
-        marked_bytes=int(_number(usage, "bytes")),
+        usage=bytes(report.usage),
+        done=report.done,
+        events=report.events,
+        marked_bytes=report.bytes,
         body=metadata["llm.fill"].fields["body"].string_value if "llm.fill" in metadata else "",
     )
 
 
-def _number(fields: Mapping[str, Any], name: str) -> float:
-    return float(fields[name].number_value) if name in fields else 0.0
+class _Report(msgspec.Struct, frozen=True):
+    """What usage.lua writes."""
+
+    first_us: int = 0
+    events: int = 0
+    bytes: int = 0
+    done: bool = False
+    usage: msgspec.Raw = msgspec.Raw()
 
 
-def _seconds(duration: Any) -> float:
-    return float(duration.seconds + duration.nanos / 1e9)
+_NO_REPORT = _Report()
+_report_decoder = msgspec.json.Decoder(_Report)
+
+
+def _read_report(metadata: Mapping[str, Any]) -> _Report:
+    if "llm.usage" not in metadata:
+        return _NO_REPORT
+    try:
+        return _report_decoder.decode(metadata["llm.usage"].fields["report"].string_value)
+    except msgspec.MsgspecError:
+        return _NO_REPORT

@@ -8,12 +8,12 @@
 --   strip_usage  true: take the stream's usage event out (`"choices":[]` with `"usage":{`)
 --   fill         number: keep the body of a 200 of at most so many bytes
 --   headers      name -> value, set on every answer
--- Out, dynamic metadata `llm.usage`:
+-- Out, dynamic metadata `llm.usage`, key `report`: one JSON text (one metadata call costs 1 us, five cost 5):
 --   first_us     wall clock, microseconds, when the first byte of the body passed
 --   events, bytes  of the stream so far; written at 1, 2, 4, 8, 16 events, then every 16: no code runs after an
 --                  abort, such a stream is charged by its last mark
 --   done         true: the answer passed whole
---   usage        the JSON text of its usage object
+--   usage        its usage object
 -- and `llm.fill`: body, base64 of the whole body as the upstream sent it.
 --
 -- Cost per chunk decides the style: no table, no closure and no metadata call on the path of an ordinary event.
@@ -50,8 +50,11 @@ local function is_usage_event(event)
     and not find(event, "\ndata:", 1, true) -- several lines of data in one event: not what we asked for
 end
 
-local function begin(h)
-  metadata(h):set("llm.usage", "first_us", tonumber(h:timestampString(EnvoyTimestampResolution.MICROSECOND)))
+local function clock(h) return h:timestampString(EnvoyTimestampResolution.MICROSECOND) end
+
+local function report(h, first, events, bytes, done, usage)
+  metadata(h):set("llm.usage", "report", '{"first_us":' .. (first or 0) .. ',"events":' .. events .. ',"bytes":'
+    .. bytes .. (done and ',"done":true' or "") .. (usage and ',"usage":' .. usage or "") .. "}")
 end
 
 local function keep(parts, piece, fits)
@@ -60,13 +63,9 @@ local function keep(parts, piece, fits)
   return parts
 end
 
-local function finish(h, events, bytes, usage, parts)
-  local md = metadata(h)
-  md:set("llm.usage", "events", events)
-  md:set("llm.usage", "bytes", bytes)
-  md:set("llm.usage", "done", true)
-  if usage then md:set("llm.usage", "usage", usage) end
-  if parts and bytes > 0 then md:set("llm.fill", "body", h:base64Escape(concat(parts))) end
+local function finish(h, first, events, bytes, usage, parts)
+  report(h, first, events, bytes, true, usage)
+  if parts and bytes > 0 then metadata(h):set("llm.fill", "body", h:base64Escape(concat(parts))) end
 end
 
 -- Streams -----------------------------------------------------------------------------------------------------------
@@ -116,11 +115,9 @@ local function split(s, piece)
   return out .. sub(data, unsent)
 end
 
-local function mark(h, events, bytes, at)
-  local md = metadata(h)
-  md:set("llm.usage", "events", events)
-  md:set("llm.usage", "bytes", bytes)
-  while at <= events do at = at < MARK_EVERY and at * 2 or at + MARK_EVERY end
+local function mark(h, first, events, bytes, at)
+  report(h, first, events, bytes)
+  while at <= events do at = at < MARK_EVERY and (at == 0 and 1 or at * 2) or at + MARK_EVERY end
   return at
 end
 
@@ -139,13 +136,13 @@ end
 
 local function stream(h, strip, fill)
   local s = { strip = strip, rest = "", sent = 0, events = 0, last = "", before = "" }
-  local bytes, finished_at, next_mark, parts, final = 0, 0, 1, fill and {}, nil
+  local bytes, finished_at, next_mark, parts, final, first = 0, 0, 0, fill and {}, nil, nil
   for chunk in h:bodyChunks() do
     final = chunk
     local n = chunk:length()
     if n > 0 then
       local piece = chunk:getBytes(0, n)
-      if bytes == 0 then begin(h) end
+      first = first or clock(h)
       bytes = bytes + n
       if parts then parts = keep(parts, piece, bytes <= fill) end
       local blank = s.blank
@@ -158,26 +155,29 @@ local function stream(h, strip, fill)
         if strip and out ~= piece then chunk:setBytes(out) end
       end
       local events = s.events
-      if events >= next_mark then next_mark = mark(h, events, bytes, next_mark) end
+      if events >= next_mark then next_mark = mark(h, first, events, bytes, next_mark) end
       -- Clients hang up as soon as they have read the last event: the answer is whole here, not a chunk later.
       if #s.last < 24 and s.rest == "" and find(s.last, "[DONE]", 1, true) then
-        finish(h, events, bytes, stream_usage(s), parts)
+        finish(h, first, events, bytes, stream_usage(s), parts)
         finished_at = bytes
       end
     end
   end
   if s.rest ~= "" then release(s, strip and final) end
-  if finished_at ~= bytes or bytes == 0 then finish(h, s.events, bytes, stream_usage(s), parts) end
+  if finished_at ~= bytes or bytes == 0 then finish(h, first, s.events, bytes, stream_usage(s), parts) end
 end
 
 -- Whole answers -----------------------------------------------------------------------------------------------------
 
 local function plain(h, fill, opaque)
-  local bytes, tail, usage, parts = 0, "", nil, fill and {}
+  local bytes, tail, usage, parts, first = 0, "", nil, fill and {}, nil
   for chunk in h:bodyChunks() do
     local n = chunk:length()
     if n > 0 then
-      if bytes == 0 then begin(h) end
+      if not first then
+        first = clock(h)
+        report(h, first, 0, n)
+      end
       bytes = bytes + n
       if not opaque then
         local piece = chunk:getBytes(0, n)
@@ -189,7 +189,7 @@ local function plain(h, fill, opaque)
       end
     end
   end
-  finish(h, 0, bytes, usage, parts)
+  finish(h, first, 0, bytes, usage, parts)
 end
 
 -- Errors ------------------------------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ local function failure(h, status)
     body:setBytes(shaped(status, text))
   end
   headers:replace("content-type", "application/json")
-  metadata(h):set("llm.usage", "done", true)
+  report(h, nil, 0, 0, true)
 end
 
 function envoy_on_response(h)

@@ -109,6 +109,8 @@ class Gateway:
         self._read_to += whole
         for line in lines[:whole].splitlines():
             entry = json.loads(line)
+            if entry.get("usage"):
+                entry["usage"] = json.loads(entry["usage"]["report"])
             self._receipts[entry["path"]] = entry
 
 
