@@ -135,9 +135,7 @@ def forward(verdict: Forward, head: Head, max_fill_bytes: int, traceparent: str 
         fields["strip_usage"].bool_value = True
     if verdict.fill:
         fields["fill"].number_value = max_fill_bytes
-    headers = fields["headers"].struct_value.fields
-    for name, value in verdict.headers.items():
-        headers[name].string_value = value
+    fields["headers"].string_value = "".join([f"{name}: {value}\n" for name, value in verdict.headers.items()])
     return _forward_part(verdict.model) + _bytes(reply)
 
 

@@ -36,7 +36,7 @@ PLAIN = (
     b'"message":{"role":"assistant","content":"%b"},"finish_reason":"stop"}],%b,"prompt_logprobs":null}'
 ) % (b"word " * 100, USAGE)
 POST = b"POST /x HTTP/1.1\r\nhost: test\r\ncontent-length: 0\r\n\r\n"
-HEADERS = {f"x-ratelimit-{i}": str(i) for i in range(6)}
+HEADERS = "".join(f"x-ratelimit-{i}: {i}\n" for i in range(6))
 
 Turn = Callable[[int, socket.socket], float]
 

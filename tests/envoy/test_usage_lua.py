@@ -26,6 +26,7 @@ SMALL_FILL_BYTES = 100
 HEADERS = {"x-ratelimit-remaining-tokens": "41", "x-llm-model": "mistral"}
 # At once on the way; more would only wait in queues.
 IN_FLIGHT = 48
+HEADER_LINES = "".join(f"{name}: {value}\n" for name, value in HEADERS.items())
 
 USAGE = {
     "prompt_tokens": 13,
@@ -121,9 +122,9 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gat
     chains = {
         "asked": forwarded(),
         "strip": forwarded(strip_usage=True),
-        "fill": forwarded(strip_usage=True, fill=FILL_BYTES, headers=HEADERS),
+        "fill": forwarded(strip_usage=True, fill=FILL_BYTES, headers=HEADER_LINES),
         "small fill": forwarded(fill=SMALL_FILL_BYTES),
-        "not forwarded": [metadata_filter({"headers": HEADERS, "fill": 1000, "strip_usage": True}), lua_filter()],
+        "not forwarded": [metadata_filter({"headers": HEADER_LINES, "fill": 1000, "strip_usage": True}), lua_filter()],
         "no metadata": [lua_filter()],
         "http2": forwarded(strip_usage=True),
         "nowhere": forwarded(),
