@@ -5,92 +5,27 @@ process and nothing is shared with another. Memory is bounded: every table holds
 oldest, which for a bucket means full, for a reservation: charged for good.
 """
 
-import heapq
-from collections import OrderedDict, deque
+import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
 
 import msgspec
 
 from extproc import limits
-from extproc.admission import Admission, Claim, Fill, KeyRecord, Outcome, Settlement, Shared, UsageRow
+from extproc.admission import Admission, Claim, KeyRecord, Outcome, Settlement, Shared, UsageRow
 from extproc.limits import FULL, Bucket
+from extproc.store.bounded import Bounded, Cache, Entry
 
 FLIGHT_MS = 3_600_000
 FLIGHT_RETRY_MS = 1000
 SETTLED_MS = 600_000
 SWEPT_MS = 86_400_000
 
-K = TypeVar("K")
-V = TypeVar("V")
-
-
-class Bounded(Generic[K, V]):
-    """A table that forgets what was written longest ago."""
-
-    def __init__(self, max_entries: int) -> None:
-        self._max_entries = max_entries
-        self.items: OrderedDict[K, V] = OrderedDict()
-
-    def put(self, key: K, value: V) -> None:
-        self.items[key] = value
-        self.items.move_to_end(key)
-        if len(self.items) > self._max_entries:
-            self.items.popitem(last=False)
-
 
 class Reservation(msgspec.Struct, frozen=True):
     claim: Claim
     at_ms: int
     month: str
-
-
-class Entry(msgspec.Struct, frozen=True):
-    body: bytes
-    stored_ms: int
-    expires_ms: int
-
-
-class Cache:
-    """One tenant's entries; the one that would expire first makes room."""
-
-    def __init__(self, max_entries: int) -> None:
-        self._max_entries = max_entries
-        self._entries: dict[str, Entry] = {}
-        self._by_expiry: list[tuple[int, str]] = []  # a heap; lines of replaced entries are skipped
-        self.size_bytes = 0
-
-    def find(self, fingerprint: str, now_ms: int) -> Entry | None:
-        entry = self._entries.get(fingerprint)
-        return entry if entry is not None and now_ms < entry.expires_ms else None
-
-    def put(self, fill: Fill, now_ms: int) -> None:
-        while self._by_expiry and self._by_expiry[0][0] <= now_ms:
-            self._drop_first()
-        if len(fill.entry) > fill.max_tenant_bytes or fill.ttl_ms <= 0:
-            return
-        self._remove(fill.fingerprint)
-        while self._by_expiry and self._is_full(len(fill.entry), fill.max_tenant_bytes):
-            self._drop_first()
-        entry = Entry(fill.entry, now_ms, now_ms + fill.ttl_ms)
-        self._entries[fill.fingerprint] = entry
-        self.size_bytes += len(fill.entry)
-        heapq.heappush(self._by_expiry, (entry.expires_ms, fill.fingerprint))
-
-    def _is_full(self, more_bytes: int, max_bytes: int) -> bool:
-        # the heap's own length counts too, or replacing one entry for ever would grow it
-        return self.size_bytes + more_bytes > max_bytes or len(self._by_expiry) >= self._max_entries
-
-    def _drop_first(self) -> None:
-        expires_ms, fingerprint = heapq.heappop(self._by_expiry)
-        entry = self._entries.get(fingerprint)
-        if entry is not None and entry.expires_ms == expires_ms:
-            self._remove(fingerprint)
-
-    def _remove(self, fingerprint: str) -> None:
-        entry = self._entries.pop(fingerprint, None)
-        if entry is not None:
-            self.size_bytes -= len(entry.body)
 
 
 class MemoryStore:
@@ -142,12 +77,13 @@ class MemoryStore:
         wait, outcome = max(waits, key=lambda one: one[0], default=(0, Outcome.ADMITTED))
         if wait:
             return self._admission(claim, outcome, requests, tokens, retry_after_ms=wait)
-        requests = self._take(self._requests, owner, requests, 1 if rate.requests_per_minute else 0)
+        requests = self._take(self._requests, owner, requests, 1, rate.requests_per_minute)
+        spent_tokens = claim.tokens if entry is None else 0
+        tokens = self._take(self._tokens, owner, tokens, spent_tokens, rate.tokens_per_minute)
         if entry is not None:
             return self._admission(
                 claim, Outcome.HIT, requests, tokens, entry=entry.body, age_ms=max(0, now - entry.stored_ms)
             )
-        tokens = self._take(self._tokens, owner, tokens, claim.tokens if rate.tokens_per_minute else 0)
         self._reserve(claim, now)
         return self._admission(claim, Outcome.ADMITTED, requests, tokens)
 
@@ -187,8 +123,10 @@ class MemoryStore:
         return limits.refill(bucket, per_minute, now) if per_minute else bucket
 
     @staticmethod
-    def _take(table: Bounded[tuple[str, str], Bucket], owner: tuple[str, str], bucket: Bucket, units: int) -> Bucket:
-        if units:
+    def _take(
+        table: Bounded[tuple[str, str], Bucket], owner: tuple[str, str], bucket: Bucket, units: int, per_minute: int
+    ) -> Bucket:
+        if per_minute:
             bucket = limits.take(bucket, units)
             table.put(owner, bucket)
         return bucket
@@ -247,10 +185,10 @@ class MemoryStore:
 
     def _charge_tokens(self, settlement: Settlement, units: int, now: int) -> None:
         per_minute = settlement.limits.tokens_per_minute
-        if per_minute:
+        if per_minute and units:
             owner = (settlement.tenant, settlement.user)
             bucket = self._refilled(self._tokens, owner, per_minute, now)
-            self._take(self._tokens, owner, bucket, units)
+            self._take(self._tokens, owner, bucket, units, per_minute)
 
     def _unreserve(self, tenant: str, request_id: str) -> Reservation | None:
         reservation = self._reserved.items.pop((tenant, request_id), None)
@@ -320,7 +258,8 @@ class MemoryStore:
 
     def _older(self, age_ms: int) -> list[tuple[str, str]]:
         until = self._now_ms() - age_ms
-        return [owner for owner, reservation in self._reserved.items.items() if reservation.at_ms <= until]
+        by_age = self._reserved.items.items()  # the order in which they were made
+        return [owner for owner, _ in itertools.takewhile(lambda item: item[1].at_ms <= until, by_age)]
 
     async def usage(self, since_day: str, until_day: str) -> list[UsageRow]:
         rows = [row for row in self._usage.items.values() if since_day <= row.day <= until_day]

@@ -1,53 +1,29 @@
 """The store in Redis. Every verb that must be atomic is one Lua script (`lua/`), one round trip.
 
-Owns the translation of values to commands and of answers to values; the names of keys are in `keyspace.py`, the
-socket in `connection.py`. It has two connections: decisions, keys and the poll of shared state on one, settlements
-and reports on the other, so that a large cache fill never delays a decision. Claims and settlements cross as
-msgpack of the structs themselves: their field names are the contract with the Lua.
+Owns which command goes where and when. The names of keys are in `keyspace.py`, the shapes of arguments and answers
+in `translate.py`, the sockets in `connection.py`. There are two of them: decisions and keys' look-ups on one,
+settlements, the poll of shared state and reports on the other, so that a large cache fill never delays a decision.
 
 It speaks to one node. A Cluster's MOVED comes back as StoreUnavailable; the scripts are ready for one.
 """
 
+import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
 from extproc import limits
-from extproc.admission import (
-    Admission,
-    Claim,
-    KeyRecord,
-    Limits,
-    Outcome,
-    Settlement,
-    Shared,
-    UsageRow,
-)
-from extproc.errors import StoreUnavailable
+from extproc.admission import Admission, Claim, KeyRecord, Settlement, Shared, UsageRow
 from extproc.store import keyspace
-from extproc.store.connection import Address, Connection, NoScript, Reply, Word, pack
+from extproc.store.address import Address
+from extproc.store.connection import Connection
+from extproc.store.resp import NoScript, Reply, Word, pack
+from extproc.store.translate import admission, chunks, encode, key_record, pairs, usage_rows, without_entry
 
-SETTLE_BATCH = 16  # per script call: more would hold up decisions
-SETTLE_BATCH_BYTES = 1_000_000  # of cache entries per script call
 SETTLE_TIMEOUT_FACTOR = 10  # nobody waits for a settlement, and a batch is larger than a decision
 SWEEP_BATCH = 100
 PIPELINE = 1000  # commands in one write
-STAMP = 26  # digits before a cache entry: stored at, expires at
 KNOWN_TENANTS = 10_000
-
-encode = msgspec.msgpack.Encoder().encode
-decode_key = msgspec.json.Decoder(KeyRecord).decode
-decode_group = msgspec.json.Decoder(tuple[str, str, str]).decode
-decode_sums = msgspec.json.Decoder(list[int]).decode
-OUTCOMES = tuple(Outcome)
-
-
-class FillHeader(msgspec.Struct, frozen=True):
-    """A Fill without its entry: Redis's msgpack knows no byte strings."""
-
-    fingerprint: str
-    ttl_ms: int
-    max_tenant_bytes: int
 
 
 class RedisStore:
@@ -71,8 +47,7 @@ class RedisStore:
         self._polled: list[bytes] = []  # tenants of the last poll
 
     async def start(self) -> None:
-        await self._fast.start()
-        await self._slow.start()
+        await asyncio.gather(self._fast.start(), self._slow.start())
 
     async def aclose(self) -> None:
         await self._fast.aclose()
@@ -98,6 +73,7 @@ class RedisStore:
         return admission(claim.limits, reply)
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        """When it raises, some may have been applied: send all of them again."""
         if not settlements:
             return []
         applied = [False] * len(settlements)
@@ -152,13 +128,12 @@ class RedisStore:
 
     async def shared(self, unsettled_age_ms: int) -> Shared:
         """One round trip, and a second one when a tenant is new: reservations are counted tenant by tenant."""
-        revision, health, ratios, tenants, _, *counts = await self._pipeline(
+        revision, health, ratios, tenants, *counts = await self._pipeline(
             [
                 pack((b"GET", keyspace.KEYS_REVISION)),
                 pack((b"HGETALL", keyspace.HEALTH)),
                 pack((b"HGETALL", keyspace.RATIOS)),
                 pack((b"SMEMBERS", keyspace.TENANTS)),
-                pack((b"SCRIPT", b"LOAD", self._scripts.unsettled.text)),
                 *self._count(self._polled, unsettled_age_ms),
             ]
         )
@@ -173,8 +148,9 @@ class RedisStore:
         )
 
     def _count(self, tenants: Iterable[bytes], age_ms: int) -> list[bytes]:
-        sha = self._scripts.unsettled.sha
-        return [pack((b"EVALSHA", sha, b"1", self._prefix(name.decode()), age_ms)) for name in tenants]
+        """With the text of the script: it is short, and never unknown."""
+        text = self._scripts.unsettled.text
+        return [pack((b"EVAL", text, b"1", self._prefix(name.decode()), age_ms)) for name in tenants]
 
     async def mark_down(self, model: str, until_ms: int) -> None:
         command = (b"HSET", keyspace.HEALTH, model, until_ms) if until_ms else (b"HDEL", keyspace.HEALTH, model)
@@ -248,55 +224,3 @@ class RedisStore:
         for start in range(0, len(commands), PIPELINE):
             replies += await self._slow.send_all(commands[start : start + PIPELINE])
         return replies
-
-
-def admission(claimed: Limits, reply: Reply) -> Admission:
-    outcome = OUTCOMES[reply[0]]
-    requests = limits.level(reply[2], claimed.requests_per_minute, claimed.burst_requests)
-    tokens = limits.level(reply[3], claimed.tokens_per_minute, claimed.burst_tokens)
-    if outcome is Outcome.HIT:
-        return Admission(outcome, requests, tokens, 0, reply[4][STAMP:], reply[5])
-    return Admission(outcome, requests, tokens, reply[1])
-
-
-def chunks(settlements: Sequence[Settlement], places: list[int]) -> Iterator[list[int]]:
-    """Cut one tenant's places into script calls that do not hold Redis up."""
-    chosen: list[int] = []
-    entry_bytes = 0
-    for place in places:
-        if len(chosen) == SETTLE_BATCH or entry_bytes > SETTLE_BATCH_BYTES:
-            yield chosen
-            chosen, entry_bytes = [], 0
-        chosen.append(place)
-        fill = settlements[place].fill
-        entry_bytes += len(fill.entry) if fill is not None else 0
-    yield chosen
-
-
-def without_entry(settlement: Settlement) -> Settlement:
-    fill = settlement.fill
-    if fill is None:
-        return settlement
-    header = FillHeader(fill.fingerprint, fill.ttl_ms, fill.max_tenant_bytes)
-    return msgspec.structs.replace(settlement, fill=header)
-
-
-def key_record(raw: bytes) -> KeyRecord:
-    try:
-        return decode_key(raw)
-    except msgspec.DecodeError as error:
-        raise StoreUnavailable(f"an API key's record in Redis cannot be read: {error}") from None
-
-
-def pairs(flat: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """What HGETALL answers."""
-    return zip(flat[::2], flat[1::2], strict=True)
-
-
-def usage_rows(tenant: str, day: str, flat: list[bytes]) -> list[UsageRow]:
-    rows = []
-    for field, value in pairs(flat):
-        user, key_id, model = decode_group(field)
-        sums = zip(keyspace.METRICS, decode_sums(value), strict=True)
-        rows.append(UsageRow(day, tenant, user, key_id, model, **dict(sums)))
-    return sorted(rows, key=lambda row: (row.user, row.key_id, row.model))

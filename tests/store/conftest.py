@@ -1,11 +1,26 @@
+import asyncio
 import pathlib
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 
 import pytest
+import uvloop
 from store_rig import PATIENT_SECONDS, START_MS, Rig, Valkey, redis_rig
 
 from extproc.store import RedisStore
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "uvloop": uvloop.new_event_loop,
+    "asyncio": asyncio.new_event_loop,
+}
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config,  # noqa: ARG001 - the hook's own names
+    item: pytest.Item,
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """uvloop, as in production; what breaks is tried on both: they order timers and sockets differently."""
+    return LOOPS if item.path.stem == "test_store_faults" else {"uvloop": LOOPS["uvloop"]}
 
 
 @pytest.fixture(scope="session")

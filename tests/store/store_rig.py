@@ -17,7 +17,7 @@ from typing import Any
 from extproc.admission import Claim, Fill, Limits, Settlement
 from extproc.errors import StoreUnavailable
 from extproc.store import MemoryStore, RedisStore
-from extproc.store.connection import pack
+from extproc.store.resp import pack
 
 START_MS = 1_764_000_000_000  # 2025-11-24, 16:00 UTC
 # The tests' clock for the scripts: the same function as clock.lua, but it reads a key.
@@ -35,14 +35,14 @@ def valkey_binary() -> pathlib.Path:
 class Valkey:
     """One server on one Unix socket, without persistence."""
 
-    def __init__(self, folder: pathlib.Path, *options: str) -> None:
+    def __init__(self, folder: pathlib.Path, *options: str, port: int = 0) -> None:
         self.socket = folder / "valkey.sock"
         self.url = f"unix://{self.socket}"
-        self._options = options
+        self._options = ("--port", str(port), *options)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [valkey_binary(), "--port", "0", "--unixsocket", self.socket, "--save", "", *self._options]
+        command = [valkey_binary(), "--unixsocket", self.socket, "--save", "", *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=self.socket.parent)
         deadline = time.monotonic() + PATIENT_SECONDS
         while not self._answers():

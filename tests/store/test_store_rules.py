@@ -133,6 +133,12 @@ async def test_a_key_without_a_limit_leaves_the_users_bucket_alone(rig: Rig) -> 
     assert (await rig.store.admit(claim(limits=TOKENS, tokens=0))).tokens.remaining == 400
 
 
+async def test_a_clock_that_steps_back_neither_gives_nor_takes(rig: Rig) -> None:
+    await rig.store.admit(claim(limits=TOKENS, tokens=500))
+    await rig.later(-10_000)
+    assert (await rig.store.admit(claim(limits=TOKENS, tokens=0))).tokens.remaining == 500
+
+
 async def test_the_budget_is_the_tenants_and_ends_with_the_month(rig: Rig) -> None:
     await rig.store.admit(claim(limits=BUDGET, cost_micros=1000))
     refused = await rig.store.admit(claim(limits=BUDGET, cost_micros=1, user="bob", key_id="key-2"))

@@ -116,7 +116,7 @@ def redis_twin(runner: asyncio.Runner, valkey: Valkey) -> Iterator[Rig]:
     runner.run(rig.store.aclose())
 
 
-@settings(max_examples=500, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(start=st.sampled_from(STARTS), todo=actions)
 def test_the_twins_agree(runner: asyncio.Runner, redis_twin: Rig, start: int, todo: list[tuple[str, Any]]) -> None:
     runner.run(play(redis_twin, start, todo))

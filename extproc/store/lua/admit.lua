@@ -19,6 +19,12 @@ local function refuse(why, ms)
   if ms > wait then outcome, wait = why, ms end
 end
 
+local function charge(tokens)
+  if limits.requests_per_minute > 0 then b[1] = take(b[1], 1) end
+  if limits.tokens_per_minute > 0 then b[3] = take(b[3], tokens) end
+  if limits.requests_per_minute > 0 or limits.tokens_per_minute > 0 then save_buckets(user_key, b, limits) end
+end
+
 if limits.requests_per_minute > 0 then
   refuse(REQUESTS, wait_ms(b[1], 1, limits.requests_per_minute, limits.burst_requests))
 end
@@ -27,10 +33,7 @@ if claim.fingerprint ~= '' then
   local record = redis.call('GET', prefix .. 'cache:' .. claim.fingerprint)
   if record and now < tonumber(string.sub(record, 14, 26)) then
     if outcome > 0 then return {outcome, wait, b[1], b[3]} end
-    if limits.requests_per_minute > 0 then
-      b[1] = take(b[1], 1)
-      save_buckets(user_key, b, limits)
-    end
+    charge(0)
     return {HIT, 0, b[1], b[3], record, math.max(0, now - tonumber(string.sub(record, 1, 13)))}
   end
 end
@@ -54,9 +57,7 @@ end
 
 if outcome > 0 then return {outcome, wait, b[1], b[3]} end
 
-if limits.requests_per_minute > 0 then b[1] = take(b[1], 1) end
-if limits.tokens_per_minute > 0 then b[3] = take(b[3], claim.tokens) end
-if limits.requests_per_minute > 0 or limits.tokens_per_minute > 0 then save_buckets(user_key, b, limits) end
+charge(claim.tokens)
 if claim.cost_micros > 0 then
   if redis.call('INCRBY', spent_key, claim.cost_micros) == claim.cost_micros then
     redis.call('PEXPIRE', spent_key, SPENT_MS)

@@ -15,10 +15,11 @@ local function charge_money(month, micros)
   end
 end
 
+-- The bucket of requests is not touched, so it is not refilled either: another key may have another rate.
 local function charge_tokens(s, tokens)
   if tokens ~= 0 and s.limits.tokens_per_minute > 0 then
     local key = prefix .. 'user:' .. s.user
-    local b = load_buckets(key, s.limits, now)
+    local b = load_buckets(key, {requests_per_minute = 0, tokens_per_minute = s.limits.tokens_per_minute}, now)
     b[3] = take(b[3], tokens)
     save_buckets(key, b, s.limits)
   end
