@@ -213,18 +213,20 @@ def replay(prompt: Prompt, entry: bytes) -> tuple[str, bytes]:
     if not prompt.stream:
         return JSON, entry
     events = _UNFOLD[prompt.endpoint](msgspec.json.decode(entry), prompt.include_usage)
-    return EVENT_STREAM, b"".join(events)
+    if prompt.endpoint == "responses":
+        return EVENT_STREAM, b"".join(b"event: " + e["type"].encode() + b"\n" + _data(e) for e in events)
+    return EVENT_STREAM, b"".join(map(_data, events)) + b"data: [DONE]\n\n"
 
 
-def _event(value: Json) -> bytes:
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
+def _data(event: Json) -> bytes:
+    return b"data: " + msgspec.json.encode(event) + b"\n\n"
 
 
 def _marks(answer: Json) -> Json:
     return {name: answer[name] for name in ("system_fingerprint", "service_tier") if answer.get(name) is not None}
 
 
-def _unfold_chat(answer: Json, include_usage: bool) -> Iterator[bytes]:
+def _unfold_chat(answer: Json, include_usage: bool) -> Iterator[Json]:
     head = {
         "id": answer["id"],
         "object": "chat.completion.chunk",
@@ -238,17 +240,18 @@ def _unfold_chat(answer: Json, include_usage: bool) -> Iterator[bytes]:
         message = choice["message"]
         _expect(message, "role", "content", "tool_calls", "reasoning", "reasoning_content", "refusal")
         first = {"index": choice["index"], "delta": {"role": message["role"], "content": ""}, "logprobs": None}
-        yield _event({**head, "choices": [{**first, "finish_reason": None}]})
+        yield {**head, "choices": [{**first, "finish_reason": None}]}
         delta = {k: v for k, v in message.items() if k not in ("role", "tool_calls") and v not in (None, "", [])}
         if message.get("tool_calls"):
             delta["tool_calls"] = [{"index": i, **call} for i, call in enumerate(message["tool_calls"])]
         last = {"index": choice["index"], "delta": delta, "logprobs": choice.get("logprobs")}
         end = {"finish_reason": choice["finish_reason"], "stop_reason": choice.get("stop_reason")}
-        yield _event({**head, "choices": [{**last, **end}]})
-    yield from _ending(head, answer, include_usage)
+        yield {**head, "choices": [{**last, **end}]}
+    if include_usage:
+        yield {**head, "choices": [], "usage": answer["usage"]}
 
 
-def _unfold_completion(answer: Json, include_usage: bool) -> Iterator[bytes]:
+def _unfold_completion(answer: Json, include_usage: bool) -> Iterator[Json]:
     head = {
         "id": answer["id"],
         "object": "text_completion",
@@ -260,17 +263,12 @@ def _unfold_completion(answer: Json, include_usage: bool) -> Iterator[bytes]:
     for choice in answer["choices"]:
         _expect(choice, "index", "text", "logprobs", "finish_reason", "stop_reason")
         kept = ("index", "text", "logprobs", "finish_reason", "stop_reason")
-        yield _event({**head, "choices": [{k: choice.get(k) for k in kept}]})
-    yield from _ending(head, answer, include_usage)
-
-
-def _ending(head: Json, answer: Json, include_usage: bool) -> Iterator[bytes]:
+        yield {**head, "choices": [{k: choice.get(k) for k in kept}]}
     if include_usage:
-        yield _event({**head, "choices": [], "usage": answer["usage"]})
-    yield b"data: [DONE]\n\n"
+        yield {**head, "choices": [], "usage": answer["usage"]}
 
 
-def _unfold_response(answer: Json, _include_usage: bool) -> Iterator[bytes]:
+def _unfold_response(answer: Json, _include_usage: bool) -> Iterator[Json]:
     """The events of /v1/responses, each with its whole text in one delta."""
     if answer.get("status") != "completed":
         raise _NotUnderstoodError
@@ -281,8 +279,7 @@ def _unfold_response(answer: Json, _include_usage: bool) -> Iterator[bytes]:
         steps += _item_steps(index, item)
     steps.append({"type": "response.completed", "response": answer})
     for number, step in enumerate(steps):
-        data = msgspec.json.encode({**step, "sequence_number": number})
-        yield b"event: " + step["type"].encode() + b"\ndata: " + data + b"\n\n"
+        yield {**step, "sequence_number": number}
 
 
 def _item_steps(index: int, item: Json) -> Iterator[Json]:

@@ -25,8 +25,10 @@ _MAX_TOKENS_FIELDS = {
     "responses": ("max_output_tokens",),
     "embeddings": (),
 }
-_MEDIA = (b'"image_url"', b'"input_audio"', b'"input_image"', b'"video_url"', b'"audio_url"', b'"input_file"')
+_MEDIA = ("image_url", "input_audio", "input_image", "video_url", "audio_url", "input_file", "file")
+_MEDIA_MARKS = tuple(f'"{name}"'.encode() for name in _MEDIA)
 MAX_INTEGER = 2**31 - 1
+MAX_CHOICES = 128  # OpenAI's; each one is reserved for
 
 Json = dict[str, Any]
 T = TypeVar("T")
@@ -37,7 +39,7 @@ class Prompt(msgspec.Struct, frozen=True):
 
     endpoint: Endpoint
     body: Json
-    size_bytes: int
+    size_bytes: int  # without media: their bytes say nothing about their tokens
     model: str  # "" = not named
     task: str
     stream: bool
@@ -48,7 +50,7 @@ class Prompt(msgspec.Struct, frozen=True):
     longest_bytes: int  # of one of them: all of the body, or at least so many where there are several
     sampled: bool  # neither temperature 0 nor a seed: the next answer may differ
     stateful: bool  # refers to or leaves something on a backend: never cached
-    media: bool  # carries more than text: its bytes say nothing about its tokens
+    media: bool  # carries more than text
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -75,22 +77,24 @@ def read_prompt(endpoint: Endpoint, raw: bytes) -> Prompt:
         raise invalid("`messages` must be a non-empty array.", "messages")
     stream = endpoint != "embeddings" and _field(body, "stream", bool, False)
     options = _field(body, "stream_options", dict, {})
-    prompts, longest_bytes = _batch(endpoint, body, len(raw))
+    media_bytes = _media_bytes(body.get(_PROMPT_FIELD[endpoint])) if any(m in raw for m in _MEDIA_MARKS) else 0
+    size_bytes = max(0, len(raw) - media_bytes)
+    prompts, longest_bytes = _batch(endpoint, body, size_bytes)
     return Prompt(
         endpoint=endpoint,
         body=body,
-        size_bytes=len(raw),
+        size_bytes=size_bytes,
         model=_field(body, "model", str, ""),
         task=_field(body, "task", str, ""),
         stream=stream,
         include_usage=_wants_usage(options),
         max_tokens=_max_tokens(endpoint, body),
-        choices=max(_count(body, "n", 1), _count(body, "best_of", 1)),
+        choices=max(_count(body, "n", 1, most=MAX_CHOICES), _count(body, "best_of", 1, most=MAX_CHOICES)),
         prompts=prompts,
         longest_bytes=longest_bytes,
         sampled=endpoint != "embeddings" and body.get("temperature") != 0 and body.get("seed") is None,
         stateful=bool(body.get("previous_response_id") or body.get("conversation")) or _odd_stream(options),
-        media=any(marker in raw for marker in _MEDIA),
+        media=media_bytes > 0,
     )
 
 
@@ -113,6 +117,20 @@ def _batch(endpoint: Endpoint, body: Json, size_bytes: int) -> tuple[int, int]:
     if isinstance(given[0], int):  # one prompt's tokens
         return 1, size_bytes
     return len(given), max(len(each) if isinstance(each, str | list) else 1 for each in given)
+
+
+def _media_bytes(items: Any) -> int:
+    """Of the parts of messages (and of tools' output) that are no text."""
+    if not isinstance(items, list):
+        return 0
+    lists = [item.get(field) for item in items if isinstance(item, dict) for field in ("content", "output")]
+    parts = [part for parts in lists if isinstance(parts, list) for part in parts if isinstance(part, dict)]
+    return sum(len(msgspec.json.encode(part)) for part in parts if _is_media(part))
+
+
+def _is_media(part: Json) -> bool:
+    kind = part.get("type")
+    return kind in _MEDIA if kind is not None else any(name in part for name in _MEDIA)
 
 
 def _read_object(raw: bytes) -> Json:
@@ -139,14 +157,14 @@ def _field(body: Json, name: str, kind: type[T], default: T) -> T:
 _WORDS: dict[type, str] = {bool: "boolean", str: "string", dict: "object", int: "integer"}
 
 
-def _count(body: Json, name: str, default: int, least: int = 1) -> int:
+def _count(body: Json, name: str, default: int, least: int = 1, most: int = MAX_INTEGER) -> int:
     value = _field(body, name, int, default)
     if isinstance(value, bool):
         raise invalid(f"`{name}` must be of type integer.", name)
     if value < least:
         raise invalid(f"`{name}` must be at least {least}.", name, "integer_below_min_value")
-    if value > MAX_INTEGER:
-        raise invalid(f"`{name}` must be at most {MAX_INTEGER}.", name, "integer_above_max_value")
+    if value > most:
+        raise invalid(f"`{name}` must be at most {most}.", name, "integer_above_max_value")
     return value
 
 

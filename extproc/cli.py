@@ -5,47 +5,39 @@ import asyncio
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from extproc.errors import LlmMeshError
-
-if TYPE_CHECKING:
-    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
 _REDIS = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    arguments = _parser(words[0] if words else "").parse_args(words)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         return int(arguments.run(arguments))
-    except LlmMeshError as error:
-        print(f"llm-mesh: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
+    except (LlmMeshError, OSError) as error:
         print(f"llm-mesh: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(wanted: str) -> argparse.ArgumentParser:
+    """Only the wanted command is filled in: a worker need not load what the others import."""
     parser = argparse.ArgumentParser(prog="llm-mesh", description="OpenAI-compatible serving on a service mesh.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_serve(commands)
-    _add_worker(commands)
-    _add_check(commands)
-    _add_keys(commands)
-    _add_usage(commands)
-    _add_sim(commands)
-    _add_run(commands)
+    for name, (words, add) in _COMMANDS.items():
+        command = commands.add_parser(name, help=words) if words else commands.add_parser(name)
+        if name == wanted:
+            add(command)
     return parser
 
 
-def _add_serve(commands: "_Commands") -> None:
-    p = commands.add_parser("serve", help="run the external processor")
+def _add_serve(p: argparse.ArgumentParser) -> None:
     p.add_argument("--config", required=True, help="the configuration file")
     p.add_argument("--sockets", default="", metavar="DIR", help="one Unix socket a worker in this directory")
     p.add_argument("--bind", default="127.0.0.1:9002", help="host:port for all workers, where --sockets is not given")
@@ -78,8 +70,7 @@ def _serve(a: argparse.Namespace) -> int:
     return 0
 
 
-def _add_worker(commands: "_Commands") -> None:
-    p = commands.add_parser("worker")  # started by serve
+def _add_worker(p: argparse.ArgumentParser) -> None:
     p.add_argument("--config", required=True)
     p.add_argument("--bind", required=True)
     p.add_argument("--redis", required=True)
@@ -111,8 +102,7 @@ def _worker(a: argparse.Namespace) -> int:
     return 0
 
 
-def _add_check(commands: "_Commands") -> None:
-    p = commands.add_parser("check", help="validate a configuration file")
+def _add_check(p: argparse.ArgumentParser) -> None:
     p.add_argument("file")
     p.set_defaults(run=_check)
 
@@ -125,29 +115,38 @@ def _check(a: argparse.Namespace) -> int:
     return 0
 
 
-def _add_keys(commands: "_Commands") -> None:
+def _add_keys(p: argparse.ArgumentParser) -> None:
     from extproc import keys_cli
 
-    keys_cli.add_arguments(commands.add_parser("keys", help="create, list and revoke API keys"), _REDIS)
+    keys_cli.add_arguments(p, _REDIS)
 
 
-def _add_usage(commands: "_Commands") -> None:
+def _add_usage(p: argparse.ArgumentParser) -> None:
     from extproc import usage_cli
 
-    usage_cli.add_arguments(commands.add_parser("usage", help="tokens and cost by tenant, user, key, model"), _REDIS)
+    usage_cli.add_arguments(p, _REDIS)
 
 
-def _add_sim(commands: "_Commands") -> None:
+def _add_sim(p: argparse.ArgumentParser) -> None:
     from extproc import sim
 
-    p = commands.add_parser("sim", help="a simulated vLLM server")
     sim.add_arguments(p)
     p.set_defaults(run=sim.run)
 
 
-def _add_run(commands: "_Commands") -> None:
+def _add_run(p: argparse.ArgumentParser) -> None:
     from extproc import local
 
-    p = commands.add_parser("run", help="the whole platform on this machine")
     local.add_arguments(p)
     p.set_defaults(run=local.run)
+
+
+_COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
+    "run": ("the whole platform on this machine", _add_run),
+    "serve": ("run the external processor", _add_serve),
+    "worker": ("", _add_worker),  # started by serve
+    "check": ("validate a configuration file", _add_check),
+    "keys": ("create, list and revoke API keys", _add_keys),
+    "usage": ("tokens and cost by tenant, user, key, model", _add_usage),
+    "sim": ("a simulated vLLM server", _add_sim),
+}

@@ -131,8 +131,11 @@ class Catalogue(msgspec.Struct, frozen=True):
 
 
 def override(limits: Limits, overrides: dict[str, int]) -> Limits:
-    """Limits with a key's own figures; a rate without its burst brings a burst of one minute's worth."""
-    changed = dict(overrides)
+    """Limits with a key's own figures; a rate without its burst brings a burst of one minute's worth.
+
+    Figures that this version does not know are left out: a newer one may have written the key.
+    """
+    changed = {name: value for name, value in overrides.items() if name in Limits.__struct_fields__}
     for rate, burst in (("requests_per_minute", "burst_requests"), ("tokens_per_minute", "burst_tokens")):
         if rate in changed:
             changed.setdefault(burst, changed[rate])
@@ -274,7 +277,7 @@ def _refuse_duplicate_keys(node: yaml.Node | None, filename: str, done: set[int]
             _refuse_duplicate_keys(item, filename, done)
 
 
-_AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key in )?\$(?P<path>.*?)`)?$", re.DOTALL)
+_AT = re.compile(r"^(?P<what>.*?)(?: - at `(?:key` in `)?\$(?P<path>.*?)`)?$", re.DOTALL)
 _STEP = re.compile(r"\.([^.\[]+)|\[(\d+|\.\.\.)\]")
 _FIELD = re.compile(r"unknown field `([^`]+)`")
 

@@ -58,14 +58,14 @@ class Plan(msgspec.Struct, frozen=True):
     model: Model
     claim: Claim
     ticket: Ticket
-    lookup: bool
+    max_fill_bytes: int
 
 
 class Forward(msgspec.Struct, frozen=True):
     model: str
     body: bytes | None  # None: the client's bytes pass as they are
     strip_usage: bool
-    fill: bool
+    max_fill_bytes: int  # 0 = the answer is not to be kept
     headers: dict[str, str]  # for the answer
     ticket: Ticket
 
@@ -132,7 +132,7 @@ def plan(
         fingerprint=fingerprint,
         ttl_ms=model.cache_ttl_ms,
     )
-    return Plan(prompt, model, claim, ticket, lookup)
+    return Plan(prompt, model, claim, ticket, catalogue.config.cache.max_entry_bytes)
 
 
 def decide(plan: Plan, admission: Admission) -> Verdict:
@@ -143,7 +143,8 @@ def decide(plan: Plan, admission: Admission) -> Verdict:
         prompt = plan.prompt
         body = chat.rewrite(prompt, plan.model.served_name)
         strip = prompt.stream and not prompt.include_usage and prompt.endpoint != "responses"
-        return Forward(plan.model.name, body, strip, bool(plan.ticket.fingerprint), headers, plan.ticket)
+        fill = plan.max_fill_bytes if plan.ticket.fingerprint else 0
+        return Forward(plan.model.name, body, strip, fill, headers, plan.ticket)
     if admission.outcome is Outcome.HIT:
         headers["x-llm-cache"] = "hit"
         headers["age"] = str(admission.age_ms // 1000)

@@ -12,7 +12,8 @@ import msgspec
 
 class _Mark(msgspec.Struct):
     until_ms: int
-    published: bool = False
+    told_ms: int  # when it was published last, by whomever
+    published: bool = False  # it was seen in the store
 
 
 class Health:
@@ -38,9 +39,12 @@ class Health:
                 return None
             del self._down[model]
             return 0
-        fresh = mark is None or now_ms >= mark.until_ms - self.down_ms // 2
-        self._down[model] = _Mark(now_ms + self.down_ms)
-        return now_ms + self.down_ms if fresh else None
+        until_ms = now_ms + self.down_ms
+        if mark is not None and now_ms < mark.told_ms + self.down_ms // 2:
+            mark.until_ms = until_ms
+            return None
+        self._down[model] = _Mark(until_ms, now_ms)
+        return until_ms
 
     def merge(self, shared: Mapping[str, int], now_ms: int) -> None:
         """Take what the other workers know. A mark of ours that was published and is gone was lifted elsewhere."""
@@ -51,8 +55,9 @@ class Health:
             if mark is not None:
                 mark.published = True
                 mark.until_ms = max(mark.until_ms, until_ms)  # another worker's trial failed: no need for one of ours
+                mark.told_ms = max(mark.told_ms, until_ms - self.down_ms)
             elif until_ms > now_ms:
-                self._down[model] = _Mark(until_ms, published=True)
+                self._down[model] = _Mark(until_ms, until_ms - self.down_ms, published=True)
 
     def down(self) -> list[str]:
         return sorted(self._down)

@@ -1,20 +1,17 @@
-"""The decision's edge: one gRPC stream a request, two messages in, one decision out.
+"""The decision's edge: one message in, one decision out.
 
-`process` sees the request's headers, then its whole body, answers and closes the stream, so that no byte of the answer
-ever passes through Python. A request that can not be decided is refused or its stream ends with an error: a stream that
-ended cleanly without a decision would let it pass.
+Envoy opens a bidirectional stream for each request; on it, one message comes (headers and whole body together) and one
+goes, so the service is written as a unary call, which gRPC answers in a single write. The stream is closed with the
+decision: no byte of the answer ever passes through Python. A request that can not be decided is refused, or its stream
+ends with an error, which Envoy refuses.
 """
 
-import asyncio
 import itertools
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
-import grpc.aio
 import msgspec
 
 from extproc import chat, config, decision, keys, metrics, models_api, tracing, wire
@@ -28,14 +25,13 @@ log = logging.getLogger("llm-mesh")
 class Processor:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._ids = (f"{secrets.token_hex(8)}-{n:x}" for n in itertools.count())
+        boot = secrets.token_hex(8)
+        self._ids = (f"{boot}-{n:x}" for n in itertools.count())
 
-    async def process(self, _requests: AsyncIterator[Any], context: Any) -> None:
-        message = await context.read()
-        if message is grpc.aio.EOF:
-            await context.abort(grpc.StatusCode.CANCELLED, "no headers came")
+    async def process(self, message: Any, _context: Any) -> bytes:
+        """Raises WireError for a message that is no request; the stream then ends with an error, and Envoy refuses."""
         began = time.perf_counter()
-        head = wire.read_head(message)
+        head, body = wire.read_request(message)
         catalogue = self._worker.catalogue
         endpoint = "models" if models_api.is_ours(head.path) else chat.PATHS.get(head.path, "")
         ticket = decision.Ticket(next(self._ids), endpoint)
@@ -44,25 +40,15 @@ class Processor:
             key = caller.key
             ticket = msgspec.structs.replace(ticket, tenant=key.tenant, user=key.user, key_id=key.key_id)
             if head.method == "GET":
-                await context.write(wire.answer(models_api.answer(catalogue, head.path, key.models), ticket))
-                return
-            check_head(head, catalogue.config.max_body_bytes)
-            await context.write(wire.CONTINUE)
-            spent = time.perf_counter() - began
-            message = await context.read()
-            if message is grpc.aio.EOF:  # the client left; nothing may be taken for a decision
-                await context.abort(grpc.StatusCode.CANCELLED, "no body came")
-            began = time.perf_counter() - spent
-            reply = await self._decide(head, wire.read_body(message), caller, catalogue, ticket, began)
+                return wire.answer(models_api.answer(catalogue, head.path, key.models), ticket)
+            check_head(head, body, catalogue.config.max_body_bytes)
+            return await self._decide(head, body, caller, catalogue, ticket, began)
         except ApiError as error:
-            reply = wire.reject(decision.Reject(error, {}, ticket))
-        except (asyncio.CancelledError, grpc.aio.AbortError):
-            raise
+            return wire.reject(decision.Reject(error, {}, ticket))
         except Exception:
             log.exception("request failed")
             failure = ApiError(500, "internal_error", "The request could not be decided.", kind="server_error")
-            reply = wire.reject(decision.Reject(failure, {}, ticket))
-        await context.write(reply)
+            return wire.reject(decision.Reject(failure, {}, ticket))
 
     async def _authenticate(self, head: wire.Head, catalogue: config.Catalogue) -> decision.Caller:
         digest = keys.digest(keys.bearer(head.get("authorization")))
@@ -83,8 +69,6 @@ class Processor:
         ticket: decision.Ticket,
         began: float,
     ) -> bytes:
-        if len(body) > catalogue.config.max_body_bytes:
-            raise too_large(catalogue.config.max_body_bytes)
         prompt = chat.read_prompt(chat.PATHS[head.path], body)
         now = now_ms()
         plan = decision.plan(
@@ -109,8 +93,7 @@ class Processor:
         )
         verdict = decision.decide(msgspec.structs.replace(plan, ticket=ticket), admission)
         if isinstance(verdict, decision.Forward):
-            limit = catalogue.config.cache.max_entry_bytes
-            return wire.forward(verdict, head, limit, traced.header() if traced else "")
+            return wire.forward(verdict, traced.header() if traced else "")
         if isinstance(verdict, decision.Replay):
             return wire.replay(verdict)
         return wire.reject(verdict)
@@ -126,10 +109,9 @@ class Processor:
             return await self._worker.local.admit(msgspec.structs.replace(claim, limits=share, fingerprint=""))
 
 
-def check_head(head: wire.Head, max_body_bytes: int) -> None:
-    """Raises ApiError for a body that need not be waited for."""
-    length = head.get("content-length")
-    if length.isdigit() and int(length) > max_body_bytes:
+def check_head(head: wire.Head, body: bytes, max_body_bytes: int) -> None:
+    """Raises ApiError for a body that need not be read."""
+    if len(body) > max_body_bytes:
         raise too_large(max_body_bytes)
     media = head.get("content-type").partition(";")[0].strip().lower()
     if media != "application/json":
@@ -137,7 +119,7 @@ def check_head(head: wire.Head, max_body_bytes: int) -> None:
     encoding = head.get("content-encoding").strip().lower()
     if encoding not in {"", "identity"}:
         raise unsupported_media("Compressed request bodies are not supported: send it without Content-Encoding.")
-    if head.end_of_stream:
+    if not body:
         raise invalid("The request body is empty: a JSON object is needed.")
 
 

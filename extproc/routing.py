@@ -81,11 +81,11 @@ def named(catalogue: Catalogue, name: str) -> Model | None:
 
 
 def _longest_tokens(prompt: Prompt, tokens_per_byte: float) -> int:
-    return 0 if prompt.media else int(prompt.longest_bytes * tokens_per_byte) + 1
+    return int(prompt.longest_bytes * tokens_per_byte) + 1
 
 
 def _choice(model: Model, prompt: Prompt, longest_tokens: int, tokens_per_byte: float) -> Choice:
-    estimate = 0 if prompt.media else int(prompt.size_bytes * tokens_per_byte) + 1
+    estimate = int(prompt.size_bytes * tokens_per_byte) + 1
     room = max(1, model.context_tokens - longest_tokens)
     each = min(prompt.max_tokens or model.typical_completion_tokens, room)
     completion = 0 if prompt.endpoint == "embeddings" else each * prompt.choices * prompt.prompts
@@ -95,8 +95,7 @@ def _choice(model: Model, prompt: Prompt, longest_tokens: int, tokens_per_byte: 
 def _refuse_hopeless(model: Model, prompt: Prompt) -> None:
     if prompt.body.get("truncate_prompt_tokens") is not None or prompt.body.get("truncation") == "auto":
         return  # the backend makes it fit
-    least = 0 if prompt.media else int(prompt.longest_bytes * LEAST_TOKENS_PER_BYTE)
-    if least > model.context_tokens:
+    if int(prompt.longest_bytes * LEAST_TOKENS_PER_BYTE) > model.context_tokens:
         raise ApiError(
             400,
             "context_length_exceeded",

@@ -5,6 +5,7 @@ stops, and what waits to be settled is settled.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -25,11 +26,11 @@ from extproc.worker import Options, Worker
 log = logging.getLogger("llm-mesh")
 _POLL_SECONDS = 1.0
 _SWEEP_SECONDS = 30.0
-_READY = "llm_mesh"  # the health service's name, as in mesh/envoyfilter/cluster.yaml
+_READY = "llm_mesh"  # the health service's name, as in mesh/envoyfilter/cluster-ext-proc.yaml
 
 
 def _handlers(processor: Processor, settler: Settler) -> list[grpc.GenericRpcHandler]:
-    process = grpc.stream_stream_rpc_method_handler(processor.process, request_deserializer=wire.parse_request)
+    process = grpc.unary_unary_rpc_method_handler(processor.process, request_deserializer=wire.parse_request)
     logs = grpc.stream_unary_rpc_method_handler(settler.stream_access_logs, request_deserializer=wire.parse_access_logs)
     return [
         grpc.method_handlers_generic_handler(wire.PROCESS, {"Process": process}),
@@ -69,6 +70,8 @@ async def serve(options: Options) -> None:
     await _set_health(health, health_pb2.HealthCheckResponse.SERVING)
     worker.write_status()
     parent = os.getppid()
+    gc.collect()
+    gc.freeze()  # what lives as long as the worker is not looked through again
     housekeeping = [
         asyncio.create_task(_every_second(worker, settler, parent, stopping)),
         asyncio.create_task(_every_half_minute(worker)),

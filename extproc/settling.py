@@ -7,7 +7,7 @@ applies each once.
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc.aio
@@ -33,19 +33,29 @@ class Settler:
             message = await context.read()
             if message is grpc.aio.EOF:
                 return b""
-            try:
-                batch = [s for r in wire.read_receipts(message) for s in self._account(r)]
-            except Exception:
-                log.exception("an access-log message could not be read")
-                continue
+            batch = self._read(message)
             if batch:
                 await self._settle(batch)
 
-    def _account(self, r: receipt.Receipt) -> Iterator[Settlement]:
-        """One receipt into metrics, health, calibration and trace; what comes out is the store's part."""
+    def _read(self, message: Any) -> list[Settlement]:
+        tally = metrics.Tally()
+        batch = []
+        for each in wire.read_receipts(message):
+            try:
+                settlement = self._account(each, tally)
+            except Exception:
+                log.exception("a receipt could not be accounted for")
+                continue
+            if each.ticket.tenant and each.ticket.endpoint in chat.PATHS.values():
+                batch.append(settlement)
+        tally.write()
+        return batch
+
+    def _account(self, r: receipt.Receipt, tally: metrics.Tally) -> Settlement:
+        """One receipt into metrics, health, calibration and trace; what is left is the store's part."""
         charged = receipt.charge(r)
         settlement = receipt.settlement(r, charged, self._worker.catalogue.config.cache)
-        metrics.count(r, charged, settlement.cost_micros, settlement.fill is not None)
+        metrics.count(r, charged, settlement.cost_micros, settlement.fill is not None, tally)
         ticket = r.ticket
         if r.unreachable or (r.upstream and r.status):  # else the client left before anything was known
             self._worker.observe(ticket.model, not r.unreachable)
@@ -53,8 +63,7 @@ class Settler:
             self._worker.learn(ticket.model, charged.usage.prompt_tokens / ticket.prompt_bytes)
         if self._worker.tracer is not None:
             self._worker.tracer.record(r, charged.usage, settlement.cost_micros)
-        if ticket.tenant and ticket.endpoint in chat.PATHS.values():
-            yield settlement
+        return settlement
 
     async def _settle(self, batch: Sequence[Settlement]) -> None:
         try:

@@ -34,7 +34,7 @@ class Traced(NamedTuple):
 def begin(traceparent: str) -> Traced | None:
     """Ids for a new span under the caller's; None where the caller decided not to sample."""
     parts = traceparent.strip().lower().split("-")
-    if len(parts) >= _PARENT_PARTS and _is_hex(parts[1], 32) and _is_hex(parts[2], 16) and _is_hex(parts[3], 2):
+    if len(parts) >= _PARENT_PARTS and _is_id(parts[1], 32) and _is_id(parts[2], 16) and _is_hex(parts[3], 2):
         if not int(parts[3], 16) & _SAMPLED:
             return None
         return Traced(parts[1], _span_id(), parts[2])
@@ -45,8 +45,13 @@ def _span_id() -> str:
     return f"{random.getrandbits(64) or 1:016x}"
 
 
+def _is_id(text: str, length: int) -> bool:
+    """All zeros are no id; as flags they are fine."""
+    return _is_hex(text, length) and text.strip("0") != ""
+
+
 def _is_hex(text: str, length: int) -> bool:
-    return len(text) == length and all(c in "0123456789abcdef" for c in text) and any(c != "0" for c in text[:length])
+    return len(text) == length and all(c in "0123456789abcdef" for c in text)
 
 
 def wanted() -> bool:

@@ -1,8 +1,7 @@
 """Envoy's protobufs <-> our values: the only importer of Envoy's generated code.
 
-Two messages come in per request (headers, then the whole body), one decision goes out, and later an access-log entry
-comes in. Replies are bytes: what is the same for every request is serialised once, and protobuf allows the parts of a
-message to be written one after the other.
+One message comes in per request, one decision goes out, and later an access-log entry comes in. Field names of Envoy
+stay in here.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,10 +11,7 @@ import msgspec
 from envoy.config.core.v3.base_pb2 import HeaderValue, HeaderValueOption
 from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
 from envoy.service.ext_proc.v3.external_processor_pb2 import (
-    BodyResponse,
-    CommonResponse,
     HeaderMutation,
-    HeadersResponse,
     ImmediateResponse,
     ProcessingRequest,
     ProcessingResponse,
@@ -28,12 +24,17 @@ from extproc.receipt import Receipt
 
 PROCESS = "envoy.service.ext_proc.v3.ExternalProcessor"
 ACCESS_LOGS = "envoy.service.accesslog.v3.AccessLogService"
-MODEL_HEADER = "x-llm-model"  # the routes match on it
 NAMESPACE = "llm"  # for usage.lua, which copies all of it
 TICKET_NAMESPACE = "llm.ticket"  # for the settlement alone
-STEERING = ("x-llm-", "x-envoy-")
-# Never passed on: the caller's credentials are ours, and compressed answers could not be metered.
-_PRIVATE = ["authorization", "cookie", "accept-encoding"]
+_FILTER = "envoy.filters.http.ext_proc"  # the key of its attributes
+_ATTRIBUTES = {  # of mesh/envoyfilter/ext-proc.yaml -> the headers' names
+    "request.method": ":method",
+    "request.path": ":path",
+    **{
+        f"request.headers['{name}']": name
+        for name in ("authorization", "cache-control", "content-encoding", "content-type", "traceparent")
+    },
+}
 _METHODS = [
     "",
     "GET",
@@ -47,7 +48,6 @@ _METHODS = [
     "PATCH",
 ]  # of envoy RequestMethod
 
-CONTINUE: bytes = ProcessingResponse(request_headers=HeadersResponse()).SerializeToString()
 parse_request = ProcessingRequest.FromString
 parse_access_logs = StreamAccessLogsMessage.FromString
 _encoder = msgspec.json.Encoder()
@@ -64,36 +64,30 @@ class Head(msgspec.Struct, frozen=True):
     method: str
     path: str  # without the query
     headers: Mapping[str, str]
-    end_of_stream: bool  # no body follows
-    steering: list[str]  # x-llm-* names that the client sent
 
     def get(self, name: str) -> str:
         return self.headers.get(name, "")
 
 
-def read_head(message: ProcessingRequest) -> Head:
-    """Raises WireError if this is not a request's first message."""
-    if message.WhichOneof("request") != "request_headers":
-        raise WireError("the first message must be request headers")
-    request = message.request_headers
-    headers = {}
-    steering = []
-    for header in request.headers.headers:
-        name = header.key
-        if name.startswith(STEERING):
-            steering.append(name)
-        else:
-            headers[name] = (header.raw_value or header.value.encode()).decode("latin-1")
+def read_request(message: ProcessingRequest) -> tuple[Head, bytes]:
+    """A request's one message: its body with the headers as attributes, or headers where no body is to be decided on.
+
+    Raises WireError if it is neither.
+    """
+    kind = message.WhichOneof("request")
+    if kind == "request_body":
+        attributes = message.attributes[_FILTER].fields
+        headers = {name: attributes[key].string_value for key, name in _ATTRIBUTES.items() if key in attributes}
+        return _head(headers), message.request_body.body
+    if kind == "request_headers":
+        found = message.request_headers.headers.headers
+        return _head({h.key: (h.raw_value or h.value.encode()).decode("latin-1") for h in found}), b""
+    raise WireError("the first message must be request headers or the request body")
+
+
+def _head(headers: Mapping[str, str]) -> Head:
     path = headers.get(":path", "").partition("?")[0]
-    return Head(headers.get(":method", ""), path, headers, request.end_of_stream, steering)
-
-
-def read_body(message: ProcessingRequest) -> bytes:
-    """Raises WireError if this is no request body."""
-    if message.WhichOneof("request") != "request_body":
-        raise WireError("the second message must be the request body")
-    body: bytes = message.request_body.body
-    return body
+    return Head(headers.get(":method", ""), path, headers)
 
 
 def _set(name: str, value: str) -> HeaderValueOption:
@@ -103,40 +97,25 @@ def _set(name: str, value: str) -> HeaderValueOption:
     )
 
 
-_forward_parts: dict[str, bytes] = {}
-
-
-def _forward_part(model: str) -> bytes:
-    """What forwarding to a model says for every request: the route's header, private headers off, route anew."""
-    part = _forward_parts.get(model)
-    if part is None:
-        mutation = HeaderMutation(set_headers=[_set(MODEL_HEADER, model)], remove_headers=_PRIVATE)
-        common = CommonResponse(header_mutation=mutation, clear_route_cache=True)
-        part = ProcessingResponse(request_body=BodyResponse(response=common)).SerializeToString()
-        _forward_parts[model] = part
-    return part
-
-
-def forward(verdict: Forward, head: Head, max_fill_bytes: int, traceparent: str = "") -> bytes:
+def forward(verdict: Forward, traceparent: str = "") -> bytes:
+    """Envoy lets a body reply change headers only after a header phase: usage.lua sets them, from the metadata."""
     reply = ProcessingResponse()
-    if verdict.body is not None:
-        reply.request_body.response.body_mutation.body = verdict.body
-    mutation = reply.request_body.response.header_mutation
-    if verdict.body is not None and "content-length" in head.headers:  # Envoy refuses a mutation that contradicts it
-        mutation.set_headers.append(_set("content-length", str(len(verdict.body))))
-    if head.steering:
-        mutation.remove_headers.extend(name for name in head.steering if name != MODEL_HEADER)
-    if traceparent:
-        mutation.set_headers.append(_set("traceparent", traceparent))
+    reply.request_body.SetInParent()
     fields = reply.dynamic_metadata.fields[NAMESPACE].struct_value.fields
     fields["forward"].bool_value = True
-    _attach(reply, verdict.ticket)
+    fields["model"].string_value = verdict.model
+    if verdict.body is not None:
+        reply.request_body.response.body_mutation.body = verdict.body
+        fields["length"].number_value = len(verdict.body)
     if verdict.strip_usage:
         fields["strip_usage"].bool_value = True
-    if verdict.fill:
-        fields["fill"].number_value = max_fill_bytes
+    if verdict.max_fill_bytes:
+        fields["fill"].number_value = verdict.max_fill_bytes
+    if traceparent:
+        fields["traceparent"].string_value = traceparent
     fields["headers"].string_value = "".join([f"{name}: {value}\n" for name, value in verdict.headers.items()])
-    return _forward_part(verdict.model) + _bytes(reply)
+    _attach(reply, verdict.ticket)
+    return _bytes(reply)
 
 
 def replay(verdict: Replay) -> bytes:
@@ -203,15 +182,17 @@ def _receipt(entry: Any) -> Receipt | None:
     start_ns = common.start_time.seconds * 1_000_000_000 + common.start_time.nanos
     flags = common.response_flags
     report = _read_report(metadata)
+    status = entry.response.response_code.value
     return Receipt(
         ticket=ticket,
-        status=entry.response.response_code.value,
+        status=status,
         start=start_ns / 1e9,
         duration=common.duration.seconds + common.duration.nanos / 1e9,
         first_byte=max(0.0, (report.first_us * 1000 - start_ns) / 1e9) if report.first_us else 0.0,
         body_bytes=entry.response.response_body_bytes,
         upstream=common.upstream_cluster,
-        unreachable=flags.no_healthy_upstream or flags.upstream_connection_failure,
+        # The flag of a first try stays when a second one succeeds: only a failed answer counts.
+        unreachable=status >= 500 and (flags.no_healthy_upstream or flags.upstream_connection_failure),
         client_left=flags.downstream_connection_termination or flags.downstream_remote_reset,
         request_id=entry.request.request_id,
         usage=bytes(report.usage),

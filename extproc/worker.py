@@ -143,7 +143,7 @@ class Worker:
             config_error=self.config_error,
             store_up=self.store_up,
             models=list(self.catalogue.models),
-            models_down=self.health.down(),
+            models_down=[m for m in self.health.down() if m in self.catalogue.models],
             backlog=self.backlog,
         )
 

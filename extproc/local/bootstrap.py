@@ -17,6 +17,7 @@ Json = dict[str, Any]
 _TYPE = "type.googleapis.com/envoy."
 _HCM = _TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = "envoy.filters.http.router"
+_GROWTH_BYTES = 65_536  # of a body that the processor changes: the served name, the usage event asked for
 _MANY = 100_000  # Envoy's default circuit breakers let 1,024 requests through
 
 
@@ -46,8 +47,8 @@ def bootstrap(mesh: Path, site: Site) -> Json:
         "admin": {"address": _address("127.0.0.1", site.admin_port)},
         "static_resources": {
             "listeners": [
-                _listener("http", site.http_port, manager, None),
-                _listener("https", site.https_port, manager, _tls(site)),
+                _listener("http", site.http_port, manager, None, site.max_body_bytes),
+                _listener("https", site.https_port, manager, _tls(site), site.max_body_bytes),
             ],
             "clusters": clusters,
         },
@@ -115,13 +116,23 @@ def merge(into: Json, value: Json) -> None:
 
 def _virtual_host(patches: Sequence[Json], site: Site) -> Json:
     host: Json = {"name": "llm", "domains": ["*"], "routes": [_route(name, site) for name in site.models]}
-    # Before the decision no model is chosen: this route holds the request until then, and answers what stays undecided.
-    host["routes"].append({"match": {"prefix": "/"}, "direct_response": {"status": 503}})
+    # Before the decision no model is chosen: these routes hold the request until then, and lead to no backend.
+    nowhere: Json = {"direct_response": {"status": 503}}
+    post = {"name": ":method", "string_match": {"exact": "POST"}}
+    host["routes"].append({"name": "undecided", "match": {"prefix": "/v1/", "headers": [post]}, **nowhere})
+    host["routes"].append({"name": "rest", "match": {"prefix": "/"}, **nowhere})
     for patch in patches:
-        if patch["applyTo"] == "VIRTUAL_HOST":
-            merge(host, patch["patch"]["value"])
-    host["request_body_buffer_limit"] = site.max_body_bytes
+        if patch["applyTo"] == "HTTP_ROUTE":
+            _merge_route(host["routes"], patch)
+    host["request_body_buffer_limit"] = site.max_body_bytes + _GROWTH_BYTES
     return host
+
+
+def _merge_route(routes: Sequence[Json], patch: Json) -> None:
+    wanted = patch["match"]["routeConfiguration"]["vhost"]["route"]["name"]
+    for route in routes:
+        if route["name"] == wanted:
+            merge(route, patch["patch"]["value"])
 
 
 def _route(model: str, site: Site) -> Json:
@@ -159,7 +170,7 @@ def _with_sockets(cluster: Json, sockets: Sequence[str]) -> Json:
     return {**deepcopy(cluster), "load_assignment": assignment}
 
 
-def _listener(name: str, port: int, manager: Json, tls: Json | None) -> Json:
+def _listener(name: str, port: int, manager: Json, tls: Json | None, max_body_bytes: int) -> Json:
     chain: Json = {
         "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": deepcopy(manager)}]
     }
@@ -168,7 +179,8 @@ def _listener(name: str, port: int, manager: Json, tls: Json | None) -> Json:
     return {
         "name": name,
         "address": _address("127.0.0.1", port),
-        "per_connection_buffer_limit_bytes": 1_048_576,
+        # A body that is held for the processor may be as long as this, whatever the route says.
+        "per_connection_buffer_limit_bytes": max(1_048_576, max_body_bytes + _GROWTH_BYTES),
         "filter_chains": [chain],
     }
 

@@ -1,10 +1,14 @@
--- What is done to an answer on its way back: token usage is read off the passing bytes, the usage event that the
+-- The processor's hands in Envoy. A request is held until it was decided and then passes with its route; what was not
+-- decided does not pass. On an answer's way back token usage is read off the passing bytes, the usage event that the
 -- client did not ask for is taken out, a cacheable body is kept, our headers are set, errors get OpenAI's shape.
--- It stands in Envoy because the processor is asked once, before the upstream, and never sees a chunk of an answer;
--- what is learnt here goes out with the access log. Nothing is decided here and nothing is known of tenants.
+-- It stands here because the processor is asked once, before the upstream, and never sees a chunk of an answer; what
+-- is learnt goes out with the access log. Nothing is decided here and nothing is known of tenants.
 --
 -- In, dynamic metadata `llm`, set by the processor:
 --   forward      true, or nothing at all is done (answers made without an upstream have no such key)
+--   model        the route: set as x-llm-model
+--   length       number: the new length of a body that the processor has changed
+--   traceparent  for the upstream, where the request is traced
 --   strip_usage  true: take the stream's usage event out (`"choices":[]` with `"usage":{`)
 --   fill         number: keep the body of a 200 of at most so many bytes
 --   headers      "name: value\n" lines, set on every answer (a struct of them costs three times as much on its way)
@@ -277,6 +281,31 @@ local function failure(h, status)
   headers:replace("content-type", "application/json")
   report(h, nil, 0, 0, true)
 end
+
+-- Requests ----------------------------------------------------------------------------------------------------------
+
+local function refuse(h)
+  metadata(h):set("llm", "answer", true)
+  h:respond({ [":status"] = "400", ["content-type"] = "application/json" },
+    '{"error":{"message":"The request body is empty: a JSON object is needed.","type":"invalid_request_error",'
+      .. '"param":null,"code":null}}')
+end
+
+function envoy_on_request(h)
+  h:body() -- returns when the last of it has passed the processor: only then is there a decision
+  local llm = metadata(h):get("llm")
+  if not llm or not llm.forward then return refuse(h) end
+  local headers = h:headers()
+  headers:replace("x-llm-model", llm.model)
+  headers:remove("authorization") -- the caller's credentials are ours
+  headers:remove("cookie")
+  headers:remove("accept-encoding") -- compressed answers could not be metered
+  if llm.length and headers:get("content-length") then headers:replace("content-length", tostring(llm.length)) end
+  if llm.traceparent then headers:replace("traceparent", llm.traceparent) end
+  h:clearRouteCache()
+end
+
+-- Answers -----------------------------------------------------------------------------------------------------------
 
 function envoy_on_response(h)
   local llm = metadata(h):get("llm")

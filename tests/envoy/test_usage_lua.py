@@ -117,7 +117,7 @@ async def http2_upstream(reader: asyncio.StreamReader, writer: asyncio.StreamWri
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Gateway]:
     def forwarded(**values: Any) -> list[dict[str, Any]]:
-        return [metadata_filter({"forward": True, **values}), lua_filter()]
+        return [metadata_filter({"forward": True, "model": "m", **values}), lua_filter()]
 
     chains = {
         "asked": forwarded(),
@@ -494,12 +494,12 @@ async def test_an_encoded_body_passes_untouched(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("chain", ["not forwarded", "no metadata"])
-async def test_nothing_is_done_to_an_answer_that_was_not_forwarded(gateway: Gateway, chain: str) -> None:
-    for script, sent in (stream(ASKED), ASKED), (answer(b"<html>", status=500, kind="text/html"), b"<html>"):
-        got, receipt = await gateway.get(chain, script)
-        assert got.body == sent
-        assert not set(HEADERS) & set(got.headers)
-        assert (receipt["usage"], receipt["fill"]) == (None, None)
+async def test_a_request_that_was_not_decided_goes_no_further(gateway: Gateway, chain: str) -> None:
+    got, receipt = await gateway.get(chain, answer(b"the upstream must not be asked"))
+    assert got.status == 400
+    assert json.loads(got.body)["error"]["type"] == "invalid_request_error"
+    assert not set(HEADERS) & set(got.headers)
+    assert (receipt["usage"], receipt["fill"]) == (None, None)
 
 
 # Errors

@@ -1,0 +1,138 @@
+"""From access-log entries to settlements, over a store in memory."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc.aio
+import pytest
+from envoy_messages import entry, logs
+from test_processor import worker
+from unit_rig import CATALOGUE, chat_plain, ticket
+
+from extproc.admission import Settlement
+from extproc.errors import StoreUnavailable
+from extproc.settling import Settler
+from extproc.store import MemoryStore
+
+USAGE = {"prompt_tokens": 300, "total_tokens": 304, "completion_tokens": 4}
+WORD = {"content": ["Hi"], "reasoning": [], "calls": [], "logprobs": [], "finish": "stop", "stop_reason": None}
+
+
+class Store(MemoryStore):
+    """A store that can be away."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda: 0)
+        self.away = False
+
+    async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
+        if self.away:
+            raise StoreUnavailable
+        return await super().settle(settlements)
+
+
+class Call:
+    """Envoy's end of the access log: it sends messages and gets nothing."""
+
+    def __init__(self, *messages: Any) -> None:
+        self.messages = list(messages)
+
+    async def read(self) -> Any:
+        return self.messages.pop(0) if self.messages else grpc.aio.EOF
+
+
+async def deliver(settler: Settler, *messages: Any) -> None:
+    await settler.stream_access_logs(iter(()), Call(*messages))  # type: ignore[arg-type]
+
+
+async def test_a_receipt_is_settled_with_what_the_backend_counted() -> None:
+    store = Store()
+    await deliver(Settler(await worker(store)), logs(entry(ticket(), usage=USAGE, done=True)))
+    [settled] = store.ledger
+    assert (settled.request_id, settled.prompt_tokens, settled.completion_tokens) == ("r-1", 300, 4)
+    assert settled.cost_micros == 31
+    assert not settled.estimated
+
+
+async def test_a_receipt_that_comes_twice_counts_once() -> None:
+    store = Store()
+    message = logs(entry(ticket(), usage=USAGE))
+    await deliver(Settler(await worker(store)), message, message)
+    assert len(store.ledger) == 1
+
+
+async def test_a_whole_answer_fills_the_cache() -> None:
+    store = Store()
+    made = ticket(fingerprint="f", ttl_ms=1000)
+    body = chat_plain([WORD])
+    await deliver(Settler(await worker(store)), logs(entry(made, usage=USAGE, done=True, body=body)))
+    entry_found = store._caches.items["acme"].find("f", 0)
+    assert entry_found is not None
+    assert entry_found.body == body
+
+
+@pytest.mark.parametrize("fields", [{"tenant": ""}, {"endpoint": "models"}, {"endpoint": ""}])
+async def test_what_uses_nothing_is_not_settled(fields: dict[str, str]) -> None:
+    store = Store()
+    await deliver(Settler(await worker(store)), logs(entry(ticket(**fields), upstream="")))
+    assert not store.ledger
+
+
+async def test_a_refusal_is_recorded_and_costs_nothing() -> None:
+    store = Store()
+    refused = ticket(reason="rate_limit_exceeded")
+    await deliver(Settler(await worker(store)), logs(entry(refused, status=429, upstream="")))
+    [settled] = store.ledger
+    assert (settled.status, settled.prompt_tokens, settled.cost_micros) == (429, 0, 0)
+
+
+async def test_an_unreachable_model_is_marked_and_an_answer_puts_it_back() -> None:
+    made = await worker(Store())
+    settler = Settler(made)
+    failed = entry(ticket(), status=503, upstream="model-mistral")
+    failed.common_properties.response_flags.no_healthy_upstream = True
+    await deliver(settler, logs(failed))
+    assert made.health.down() == ["mistral"]
+    await deliver(settler, logs(entry(ticket(request_id="r-2"), status=500)))
+    assert made.health.down() == []
+
+
+async def test_a_client_that_left_says_nothing_of_the_model() -> None:
+    made = await worker(Store())
+    made.health.observe("mistral", False, 0)
+    left = entry(ticket(), status=0)
+    left.common_properties.response_flags.downstream_connection_termination = True
+    await deliver(Settler(made), logs(left))
+    assert made.health.down() == ["mistral"]
+
+
+async def test_the_ratio_of_tokens_to_bytes_is_learned_from_long_prompts() -> None:
+    made = await worker(Store())
+    settler = Settler(made)
+    mistral = CATALOGUE.models["mistral"]
+    await deliver(settler, logs(entry(ticket(prompt_bytes=900), usage=USAGE)))
+    assert made.tokens_per_byte(mistral) == 0.3
+    await deliver(
+        settler, *[logs(entry(ticket(prompt_bytes=3000, request_id=f"r{n}"), usage=USAGE)) for n in range(99)]
+    )
+    assert made.tokens_per_byte(mistral) == pytest.approx(0.1, abs=0.01)
+
+
+async def test_settlements_wait_while_the_store_is_away_and_are_settled_oldest_first() -> None:
+    store = Store()
+    settler = Settler(await worker(store))
+    store.away = True
+    await deliver(settler, *[logs(entry(ticket(request_id=f"r-{n}"), usage=USAGE)) for n in range(300)])
+    await settler.retry_backlog()
+    assert len(settler.backlog) == 300
+    store.away = False
+    await settler.retry_backlog()
+    assert not settler.backlog
+    assert len(store.ledger) == 300
+
+
+async def test_entries_that_are_not_ours_do_not_hinder_the_others() -> None:
+    store = Store()
+    strangers = entry("not json"), entry("[]")
+    await deliver(Settler(await worker(store)), logs(*strangers, entry(ticket(), usage=USAGE)), logs())
+    assert len(store.ledger) == 1

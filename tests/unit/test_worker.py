@@ -1,0 +1,90 @@
+"""What a worker knows and shares, over a store in memory."""
+
+import json
+from pathlib import Path
+
+import pytest
+from test_processor import worker
+from unit_rig import CATALOGUE, CONFIG, LLAMA
+
+from extproc.admission import Shared
+from extproc.errors import StoreUnavailable
+from extproc.store import MemoryStore
+from extproc.worker import Options, Worker
+
+
+class Away(MemoryStore):
+    async def shared(self, _unsettled_age_ms: int) -> Shared:
+        raise StoreUnavailable
+
+
+def reading(path: Path, store: MemoryStore | None = None) -> Worker:
+    status = str(path.with_name("worker-0.json"))
+    return Worker(Options(str(path), "", "", status_file=status), CATALOGUE, store or MemoryStore(lambda: 0))
+
+
+async def test_what_one_worker_learned_the_others_use() -> None:
+    store = MemoryStore(lambda: 0)
+    first, second = await worker(store), await worker(store)
+    for _ in range(50):
+        first.learn("llama2", 0.5)
+    learned = first.tokens_per_byte(LLAMA)
+    assert 0.4 < learned < 0.5
+    await first.poll()
+    await second.poll()
+    assert second.tokens_per_byte(LLAMA) == learned
+
+
+async def test_nothing_is_learned_of_models_that_are_gone() -> None:
+    made = await worker()
+    made.learn("gone", 0.5)
+    await made.poll()
+    assert made.ratios == {}
+
+
+async def test_a_model_that_one_worker_finds_down_is_down_for_all() -> None:
+    store = MemoryStore(lambda: 0)
+    first, second = await worker(store), await worker(store)
+    first.observe("llama2", False)
+    for task in tuple(first._tasks):
+        await task
+    await second.poll()
+    assert second.health.down() == ["llama2"]
+    assert second.status().models_down == ["llama2"]
+
+
+async def test_a_store_that_is_away_is_told() -> None:
+    made = await worker(Away(lambda: 0))
+    await made.poll()
+    assert not made.status().store_up
+
+
+def test_a_changed_file_is_taken_and_an_unusable_one_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "llm-mesh.yaml"
+    path.write_bytes(CONFIG)
+    made = reading(path)
+    made.reload()
+    assert made.catalogue is CATALOGUE
+    path.write_bytes(CONFIG + b"down_seconds: 9\nkey_grace_seconds: 7\n")
+    made.reload()
+    good = made.catalogue
+    assert (made.health.down_ms, made.keys.grace_seconds) == (9000, 7)
+    path.write_bytes(b"models: 3")
+    made.reload()
+    assert made.catalogue is good
+    assert made.status().config_error.startswith(str(path) + ":1: ")
+    assert good.revision in caplog.text
+    path.unlink()
+    made.reload()
+    assert made.catalogue is good
+    path.write_bytes(CONFIG)
+    made.reload()
+    assert made.catalogue.revision == CATALOGUE.revision
+    assert made.status().config_error == ""
+
+
+def test_the_status_is_written_whole(tmp_path: Path) -> None:
+    made = reading(tmp_path / "none")
+    made.write_status()
+    assert [p.name for p in tmp_path.iterdir()] == ["worker-0.json"]
+    assert json.loads((tmp_path / "worker-0.json").read_text())["models"] == ["llama2", "mistral", "bge"]
