@@ -6,6 +6,8 @@ the OpenAI SDKs parse. Foreign exceptions are translated where the library is ca
 
 import msgspec
 
+LONGEST_MESSAGE = 1000  # characters: an error may name what the client sent, and not send all of it back
+
 
 class LlmMeshError(Exception):
     """Base of all errors of this package."""
@@ -35,7 +37,7 @@ class ApiError(LlmMeshError):
         super().__init__(message)
         self.status = status
         self.code = code
-        self.message = message
+        self.message = message if len(message) <= LONGEST_MESSAGE else message[:LONGEST_MESSAGE] + " …"
         self.kind = kind
         self.param = param
         self.retry_after_ms = retry_after_ms

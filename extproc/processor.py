@@ -31,6 +31,9 @@ class Processor:
     async def process(self, message: Any, _context: Any) -> bytes:
         """Raises WireError for a message that is no request; the stream then ends with an error, and Envoy refuses."""
         began = time.perf_counter()
+        if message is None:
+            refusal = invalid("A header of the request is not valid UTF-8.")
+            return wire.reject(decision.Reject(refusal, {}, decision.Ticket(next(self._ids))))
         head, body = wire.read_request(message)
         catalogue = self._worker.catalogue
         endpoint = "models" if models_api.is_ours(head.path) else chat.PATHS.get(head.path, "")
@@ -135,5 +138,5 @@ def divide(limits: Limits, shares: int) -> Limits:
         tokens_per_minute=share(limits.tokens_per_minute),
         burst_tokens=share(limits.burst_tokens),
         budget_micros=0,  # money spent before is known to the store alone
-        max_in_flight=share(limits.max_in_flight),
+        max_in_flight=0,  # the receipts that end a flight may come to another worker
     )

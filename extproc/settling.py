@@ -46,7 +46,7 @@ class Settler:
             except Exception:
                 log.exception("a receipt could not be accounted for")
                 continue
-            if each.ticket.tenant and each.ticket.endpoint in chat.PATHS.values():
+            if each.ticket.key_id and each.ticket.endpoint in chat.PATHS.values():
                 batch.append(settlement)
         tally.write()
         return batch

@@ -17,6 +17,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import (
     ProcessingResponse,
 )
 from envoy.type.v3.http_status_pb2 import HttpStatus
+from google.protobuf.message import DecodeError
 
 from extproc.decision import Forward, Reject, Replay, Ticket, error_headers
 from extproc.errors import LlmMeshError
@@ -48,7 +49,6 @@ _METHODS = [
     "PATCH",
 ]  # of envoy RequestMethod
 
-parse_request = ProcessingRequest.FromString
 parse_access_logs = StreamAccessLogsMessage.FromString
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Ticket)
@@ -67,6 +67,14 @@ class Head(msgspec.Struct, frozen=True):
 
     def get(self, name: str) -> str:
         return self.headers.get(name, "")
+
+
+def parse_request(raw: bytes) -> ProcessingRequest | None:
+    """None where an attribute, which a client's header is, is no UTF-8: protobuf takes nothing else for text."""
+    try:
+        return ProcessingRequest.FromString(raw)
+    except DecodeError:
+        return None
 
 
 def read_request(message: ProcessingRequest) -> tuple[Head, bytes]:
