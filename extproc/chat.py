@@ -26,7 +26,6 @@ _MAX_TOKENS_FIELDS = {
     "embeddings": (),
 }
 _MEDIA = ("image_url", "input_audio", "input_image", "video_url", "audio_url", "input_file", "file")
-_MEDIA_MARKS = tuple(f'"{name}"'.encode() for name in _MEDIA)
 MAX_INTEGER = 2**31 - 1
 MAX_CHOICES = 128  # OpenAI's; each one is reserved for
 
@@ -77,7 +76,7 @@ def read_prompt(endpoint: Endpoint, raw: bytes) -> Prompt:
         raise invalid("`messages` must be a non-empty array.", "messages")
     stream = endpoint != "embeddings" and _field(body, "stream", bool, False)
     options = _field(body, "stream_options", dict, {})
-    media_bytes = _media_bytes(body.get(_PROMPT_FIELD[endpoint])) if any(m in raw for m in _MEDIA_MARKS) else 0
+    media_bytes = _media_bytes(body.get(_PROMPT_FIELD[endpoint]))
     size_bytes = max(0, len(raw) - media_bytes)
     prompts, longest_bytes = _batch(endpoint, body, size_bytes)
     return Prompt(
@@ -123,9 +122,14 @@ def _media_bytes(items: Any) -> int:
     """Of the parts of messages (and of tools' output) that are no text."""
     if not isinstance(items, list):
         return 0
-    lists = [item.get(field) for item in items if isinstance(item, dict) for field in ("content", "output")]
-    parts = [part for parts in lists if isinstance(parts, list) for part in parts if isinstance(part, dict)]
-    return sum(len(msgspec.json.encode(part)) for part in parts if _is_media(part))
+    total = 0
+    for item in items:
+        if isinstance(item, dict):
+            for parts in (item.get("content"), item.get("output")):
+                if isinstance(parts, list):
+                    media = (part for part in parts if isinstance(part, dict) and _is_media(part))
+                    total += sum(len(msgspec.json.encode(part)) for part in media)
+    return total
 
 
 def _is_media(part: Json) -> bool:

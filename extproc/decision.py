@@ -6,7 +6,7 @@ that no state is kept here between the two and any worker can settle any request
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -51,6 +51,18 @@ class Ticket(msgspec.Struct, frozen=True, array_like=True):
     parent: str = ""  # the caller's span id
     decided_us: int = 0  # time the decision took
     store_us: int = 0  # of it, waiting for the store
+
+
+class Timing(msgspec.Struct, frozen=True):
+    """What the edge measured of the decision, and the ids of its span."""
+
+    decided_us: int = 0
+    store_us: int = 0
+    trace: str = ""
+    parent: str = ""
+
+
+_UNTIMED = Timing()
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -135,25 +147,36 @@ def plan(
     return Plan(prompt, model, claim, ticket, catalogue.config.cache.max_entry_bytes)
 
 
-def decide(plan: Plan, admission: Admission) -> Verdict:
+def decide(plan: Plan, admission: Admission, timing: Timing = _UNTIMED) -> Verdict:
     headers = limit_headers(admission)
     headers["x-llm-model"] = plan.model.name
     if admission.outcome is Outcome.ADMITTED:
-        headers["x-llm-cache"] = plan.ticket.cache
+        ticket = _stamped(plan.ticket, timing)
+        headers["x-llm-cache"] = ticket.cache
         prompt = plan.prompt
         body = chat.rewrite(prompt, plan.model.served_name)
         strip = prompt.stream and not prompt.include_usage and prompt.endpoint != "responses"
-        fill = plan.max_fill_bytes if plan.ticket.fingerprint else 0
-        return Forward(plan.model.name, body, strip, fill, headers, plan.ticket)
+        fill = plan.max_fill_bytes if ticket.fingerprint else 0
+        return Forward(plan.model.name, body, strip, fill, headers, ticket)
     if admission.outcome is Outcome.HIT:
         headers["x-llm-cache"] = "hit"
         headers["age"] = str(admission.age_ms // 1000)
         content_type, body = caching.replay(plan.prompt, admission.entry)
-        ticket = msgspec.structs.replace(plan.ticket, cache="hit", fingerprint="")
+        ticket = _stamped(plan.ticket, timing, cache="hit", fingerprint="")
         return Replay(content_type, body, headers, ticket)
     error = refusal(admission, plan)
-    ticket = msgspec.structs.replace(plan.ticket, fingerprint="", reason=error.code or "")
-    return Reject(error, headers, ticket)
+    return Reject(error, headers, _stamped(plan.ticket, timing, fingerprint="", reason=error.code or ""))
+
+
+def _stamped(ticket: Ticket, timing: Timing, **changes: Any) -> Ticket:
+    return msgspec.structs.replace(
+        ticket,
+        decided_us=timing.decided_us,
+        store_us=timing.store_us,
+        trace=timing.trace,
+        parent=timing.parent,
+        **changes,
+    )
 
 
 def refusal(admission: Admission, plan: Plan) -> ApiError:

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import msgspec
 
 from extproc.config import Catalogue, Model
-from extproc.errors import model_not_found
+from extproc.errors import model_not_found, not_found
 from extproc.routing import named, permits
 
 _ROOT = "/v1/models"
@@ -18,8 +18,10 @@ def is_ours(path: str) -> bool:
     return path == _ROOT or (path.startswith(_ROOT + "/") and len(path) > len(_ROOT) + 1)
 
 
-def answer(catalogue: Catalogue, path: str, permitted: Collection[str]) -> bytes:
-    """Raises ApiError (404) for a model that does not exist or is not the caller's."""
+def answer(catalogue: Catalogue, method: str, path: str, permitted: Collection[str]) -> bytes:
+    """Raises ApiError (404) for a model that does not exist or is not the caller's, and for what is not served."""
+    if method != "GET" or not is_ours(path):
+        raise not_found(method, path)
     if path == _ROOT:
         models = [_card(m) for m in catalogue.models.values() if permits(permitted, m.name)]
         return msgspec.json.encode({"object": "list", "data": models})

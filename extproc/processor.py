@@ -15,11 +15,12 @@ from typing import Any
 import msgspec
 
 from extproc import chat, config, decision, keys, metrics, models_api, tracing, wire
-from extproc.admission import Admission, Claim, Limits
-from extproc.errors import ApiError, StoreUnavailable, invalid, not_found, too_large, unsupported_media
+from extproc.admission import Admission, Claim, KeyRecord, Limits
+from extproc.errors import ApiError, StoreUnavailable, invalid, too_large, unsupported_media
 from extproc.worker import Worker, now_ms
 
 log = logging.getLogger("llm-mesh")
+_MAX_CALLERS = 10_000
 
 
 class Processor:
@@ -27,6 +28,8 @@ class Processor:
         self._worker = worker
         boot = secrets.token_hex(8)
         self._ids = (f"{boot}-{n:x}" for n in itertools.count())
+        # Made from a key's record and a catalogue, and good as long as both are the same objects.
+        self._callers: dict[str, tuple[KeyRecord, config.Catalogue, decision.Caller]] = {}
 
     async def process(self, message: Any, _context: Any) -> bytes:
         """Raises WireError for a message that is no request; the stream then ends with an error, and Envoy refuses."""
@@ -36,32 +39,36 @@ class Processor:
             return wire.reject(decision.Reject(refusal, {}, decision.Ticket(next(self._ids))))
         head, body = wire.read_request(message)
         catalogue = self._worker.catalogue
-        endpoint = "models" if models_api.is_ours(head.path) else chat.PATHS.get(head.path, "")
-        ticket = decision.Ticket(next(self._ids), endpoint)
+        request_id = next(self._ids)
+        caller = None
         try:
-            caller = await self._authenticate(head, catalogue)
-            key = caller.key
-            ticket = msgspec.structs.replace(ticket, tenant=key.tenant, user=key.user, key_id=key.key_id)
-            if head.method == "GET":
-                return wire.answer(models_api.answer(catalogue, head.path, key.models), ticket)
+            caller = await self._identify(head, catalogue)
+            endpoint = chat.PATHS.get(head.path) if head.method == "POST" else None
+            if endpoint is None:
+                listing = models_api.answer(catalogue, head.method, head.path, caller.key.models)
+                return wire.answer(listing, _bare_ticket(request_id, head, caller))
             check_head(head, body, catalogue.config.max_body_bytes)
-            return await self._decide(head, body, caller, catalogue, ticket, began)
+            return await self._decide(head, body, caller, catalogue, endpoint, request_id, began)
         except ApiError as error:
-            return wire.reject(decision.Reject(error, {}, ticket))
+            return wire.reject(decision.Reject(error, {}, _bare_ticket(request_id, head, caller)))
         except Exception:
             log.exception("request failed")
             failure = ApiError(500, "internal_error", "The request could not be decided.", kind="server_error")
-            return wire.reject(decision.Reject(failure, {}, ticket))
+            return wire.reject(decision.Reject(failure, {}, _bare_ticket(request_id, head, caller)))
 
-    async def _authenticate(self, head: wire.Head, catalogue: config.Catalogue) -> decision.Caller:
+    async def _identify(self, head: wire.Head, catalogue: config.Catalogue) -> decision.Caller:
+        """Who asks. Raises ApiError (401, 503)."""
         digest = keys.digest(keys.bearer(head.get("authorization")))
         record = self._worker.keys.recall(digest) or await self._worker.keys.find(digest)
         keys.check(record, now_ms())
-        if head.path not in chat.PATHS and not models_api.is_ours(head.path):
-            raise not_found(head.method, head.path)
-        if (head.method == "POST") != (head.path in chat.PATHS) or head.method not in {"GET", "POST"}:
-            raise not_found(head.method, head.path)
-        return decision.Caller(record, catalogue.limits_of(record.tenant, record.limits))
+        known = self._callers.get(digest)
+        if known is not None and known[0] is record and known[1] is catalogue:
+            return known[2]
+        caller = decision.Caller(record, catalogue.limits_of(record.tenant, record.limits))
+        if len(self._callers) >= _MAX_CALLERS:
+            self._callers.clear()
+        self._callers[digest] = (record, catalogue, caller)
+        return caller
 
     async def _decide(
         self,
@@ -69,34 +76,33 @@ class Processor:
         body: bytes,
         caller: decision.Caller,
         catalogue: config.Catalogue,
-        ticket: decision.Ticket,
+        endpoint: config.Endpoint,
+        request_id: str,
         began: float,
     ) -> bytes:
-        prompt = chat.read_prompt(chat.PATHS[head.path], body)
-        now = now_ms()
+        prompt = chat.read_prompt(endpoint, body)
         plan = decision.plan(
             catalogue,
             caller,
             prompt,
-            ticket.request_id,
+            request_id,
             head.get("cache-control").lower(),
             self._worker.tokens_per_byte,
-            lambda model: self._worker.health.is_up(model.name, now),
+            self._worker.is_up,
         )
         asked = time.perf_counter()
         admission = await self._admit(plan.claim)
         answered = time.perf_counter()
         traced = tracing.begin(head.get("traceparent")) if self._worker.tracer else None
-        ticket = msgspec.structs.replace(
-            plan.ticket,
-            store_us=int((answered - asked) * 1e6),
+        timing = decision.Timing(
             decided_us=int((answered - began) * 1e6),
+            store_us=int((answered - asked) * 1e6),
             trace=traced.header() if traced else "",
             parent=traced.parent if traced else "",
         )
-        verdict = decision.decide(msgspec.structs.replace(plan, ticket=ticket), admission)
+        verdict = decision.decide(plan, admission, timing)
         if isinstance(verdict, decision.Forward):
-            return wire.forward(verdict, traced.header() if traced else "")
+            return wire.forward(verdict)
         if isinstance(verdict, decision.Replay):
             return wire.replay(verdict)
         return wire.reject(verdict)
@@ -109,7 +115,17 @@ class Processor:
             metrics.LOCAL_ADMISSIONS.inc()
             metrics.STORE_ERRORS.labels("admit").inc()
             share = divide(claim.limits, self._worker.options.shares)
+            share = msgspec.structs.replace(share, max_in_flight=0)  # nobody tells us when a flight ends
             return await self._worker.local.admit(msgspec.structs.replace(claim, limits=share, fingerprint=""))
+
+
+def _bare_ticket(request_id: str, head: wire.Head, caller: decision.Caller | None) -> decision.Ticket:
+    """For what was answered or refused before there was a plan."""
+    endpoint = "models" if models_api.is_ours(head.path) else chat.PATHS.get(head.path, "")
+    if caller is None:
+        return decision.Ticket(request_id, endpoint)
+    key = caller.key
+    return decision.Ticket(request_id, endpoint, key.tenant, key.user, key.key_id)
 
 
 def check_head(head: wire.Head, body: bytes, max_body_bytes: int) -> None:
@@ -138,5 +154,5 @@ def divide(limits: Limits, shares: int) -> Limits:
         tokens_per_minute=share(limits.tokens_per_minute),
         burst_tokens=share(limits.burst_tokens),
         budget_micros=0,  # money spent before is known to the store alone
-        max_in_flight=0,  # the receipts that end a flight may come to another worker
+        max_in_flight=share(limits.max_in_flight),
     )

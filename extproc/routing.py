@@ -5,7 +5,7 @@ are tried in order when the prompt does not fit its context or when no upstream 
 key permits and that serve the endpoint are ever chosen. Pure: availability and estimates come in as arguments.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 
 import msgspec
 
@@ -35,18 +35,30 @@ def choose(
     wanted = _wanted(catalogue, prompt, permitted)
     if prompt.endpoint not in wanted.endpoints:
         raise invalid(f"The model `{wanted.name}` does not serve {prompt.endpoint}.", "model", "unsupported_model")
-    candidates = [wanted]
+    fitting = None
+    largest = wanted
+    for model in _candidates(catalogue, wanted, prompt, permitted):
+        ratio = tokens_per_byte(model)
+        longest_tokens = int(prompt.longest_bytes * ratio) + 1
+        if longest_tokens + max(1, prompt.max_tokens) <= model.context_tokens:
+            if is_up(model):
+                return _choice(model, prompt, longest_tokens, ratio)
+            fitting = fitting or _choice(model, prompt, longest_tokens, ratio)
+        if model.context_tokens > largest.context_tokens:
+            largest = model
+    if fitting is not None:
+        return fitting  # none is up: the first that fits is as good as any
+    _refuse_hopeless(largest, prompt)
+    ratio = tokens_per_byte(largest)
+    return _choice(largest, prompt, int(prompt.longest_bytes * ratio) + 1, ratio)
+
+
+def _candidates(catalogue: Catalogue, wanted: Model, prompt: Prompt, permitted: Collection[str]) -> Iterator[Model]:
+    yield wanted
     for name in wanted.fallbacks:
         model = catalogue.models[name]
         if permits(permitted, name) and prompt.endpoint in model.endpoints:
-            candidates.append(model)
-    sized = [(model, _longest_tokens(prompt, tokens_per_byte(model)), tokens_per_byte(model)) for model in candidates]
-    fitting = [s for s in sized if s[1] + max(1, prompt.max_tokens) <= s[0].context_tokens]
-    if not fitting:
-        fitting = [max(sized, key=lambda s: s[0].context_tokens)]
-        _refuse_hopeless(fitting[0][0], prompt)
-    model, longest_tokens, ratio = next((s for s in fitting if is_up(s[0])), fitting[0])
-    return _choice(model, prompt, longest_tokens, ratio)
+            yield model
 
 
 def permits(permitted: Collection[str], name: str) -> bool:
@@ -78,10 +90,6 @@ def named(catalogue: Catalogue, name: str) -> Model | None:
     if exact is not None:
         return exact
     return next((model for pattern, model in catalogue.aliases if pattern.match(name)), None)
-
-
-def _longest_tokens(prompt: Prompt, tokens_per_byte: float) -> int:
-    return int(prompt.longest_bytes * tokens_per_byte) + 1
 
 
 def _choice(model: Model, prompt: Prompt, longest_tokens: int, tokens_per_byte: float) -> Choice:

@@ -72,6 +72,7 @@ async def serve(options: Options) -> None:
     parent = os.getppid()
     gc.collect()
     gc.freeze()  # what lives as long as the worker is not looked through again
+    gc.set_threshold(50_000, 20, 50)  # requests leave no cycles behind: the default looks every third one
     housekeeping = [
         asyncio.create_task(_every_second(worker, settler, parent, stopping)),
         asyncio.create_task(_every_half_minute(worker)),

@@ -85,7 +85,7 @@ def read_request(message: ProcessingRequest) -> tuple[Head, bytes]:
     kind = message.WhichOneof("request")
     if kind == "request_body":
         attributes = message.attributes[_FILTER].fields
-        headers = {name: attributes[key].string_value for key, name in _ATTRIBUTES.items() if key in attributes}
+        headers = {_ATTRIBUTES[key]: attributes[key].string_value for key in attributes}
         return _head(headers), message.request_body.body
     if kind == "request_headers":
         found = message.request_headers.headers.headers
@@ -105,7 +105,7 @@ def _set(name: str, value: str) -> HeaderValueOption:
     )
 
 
-def forward(verdict: Forward, traceparent: str = "") -> bytes:
+def forward(verdict: Forward) -> bytes:
     """Envoy lets a body reply change headers only after a header phase: usage.lua sets them, from the metadata."""
     reply = ProcessingResponse()
     reply.request_body.SetInParent()
@@ -119,8 +119,8 @@ def forward(verdict: Forward, traceparent: str = "") -> bytes:
         fields["strip_usage"].bool_value = True
     if verdict.max_fill_bytes:
         fields["fill"].number_value = verdict.max_fill_bytes
-    if traceparent:
-        fields["traceparent"].string_value = traceparent
+    if verdict.ticket.trace:
+        fields["traceparent"].string_value = verdict.ticket.trace
     fields["headers"].string_value = "".join([f"{name}: {value}\n" for name, value in verdict.headers.items()])
     _attach(reply, verdict.ticket)
     return _bytes(reply)

@@ -73,6 +73,9 @@ class Worker:
     def tokens_per_byte(self, model: config.Model) -> float:
         return self.ratios.get(model.name, model.tokens_per_byte)
 
+    def is_up(self, model: config.Model) -> bool:
+        return self.health.is_up(model.name, now_ms())
+
     def learn(self, name: str, ratio: float) -> None:
         """One receipt's prompt tokens per body byte into the model's average."""
         model = self.catalogue.models.get(name)
@@ -121,7 +124,7 @@ class Worker:
                 await self.store.share_ratio(model, self.ratios[model])
         except StoreUnavailable:
             self._learned |= learned
-        self.ratios.update({m: r for m, r in shared.items() if m not in learned})
+        self.ratios.update({m: r for m, r in shared.items() if m not in learned | self._learned})
 
     async def sweep(self) -> None:
         try:

@@ -76,6 +76,10 @@ class RedisStore:
         """When it raises, some may have been applied: send all of them again."""
         if not settlements:
             return []
+        new = {s.tenant for s in settlements} - self._announced
+        if new:  # those that were only ever refused were not named by `admit`
+            await self._slow.send(pack((b"SADD", keyspace.TENANTS, *new)))
+            self._remember(new)
         applied = [False] * len(settlements)
         batches = list(self._batches(settlements))
         commands = [(b"1", self._prefix(tenant), *argv) for tenant, _, argv in batches]
@@ -191,12 +195,15 @@ class RedisStore:
     async def _announce(self, tenant: str, command: bytes) -> Reply:
         """Name the tenant once per poll, ahead of its command, so that the set comes back after Redis lost it."""
         _, reply = await self._fast.send_all([pack((b"SADD", keyspace.TENANTS, tenant)), command])
-        if len(self._announced) >= KNOWN_TENANTS:
-            self._announced.clear()
-        self._announced.add(tenant)
+        self._remember({tenant})
         if isinstance(reply, NoScript):
             raise reply
         return reply
+
+    def _remember(self, tenants: set[str]) -> None:
+        if len(self._announced) >= KNOWN_TENANTS:
+            self._announced.clear()
+        self._announced |= tenants
 
     async def _tenants(self) -> list[str]:
         return sorted(name.decode() for name in await self._slow.send(pack((b"SMEMBERS", keyspace.TENANTS))))

@@ -11,7 +11,7 @@ from extproc.errors import ApiError
 
 
 def listed(path: str, *permitted: str) -> Any:
-    return json.loads(models_api.answer(CATALOGUE, path, permitted or ["*"]))
+    return json.loads(models_api.answer(CATALOGUE, "GET", path, permitted or ["*"]))
 
 
 def test_the_list_shows_what_the_key_permits_in_the_files_order() -> None:

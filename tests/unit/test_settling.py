@@ -71,7 +71,7 @@ async def test_a_whole_answer_fills_the_cache() -> None:
     assert entry_found.body == body
 
 
-@pytest.mark.parametrize("fields", [{"tenant": ""}, {"endpoint": "models"}, {"endpoint": ""}])
+@pytest.mark.parametrize("fields", [{"key_id": ""}, {"endpoint": "models"}, {"endpoint": ""}])
 async def test_what_uses_nothing_is_not_settled(fields: dict[str, str]) -> None:
     store = Store()
     await deliver(Settler(await worker(store)), logs(entry(ticket(**fields), upstream="")))
