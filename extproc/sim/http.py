@@ -20,6 +20,7 @@ import msgspec
 from extproc.sim import faults
 
 _JSON = b"application/json"
+_LEAVE_SECONDS = 0.002  # for the socket to take what was written
 _LAST_CHUNK = b"0\r\n\r\n"
 _REASONS = {status.value: status.phrase.encode() for status in HTTPStatus}
 
@@ -205,7 +206,7 @@ class Connection(asyncio.Protocol):
 
     def reset(self) -> None:
         """Close with RST, once what was written has left: uvloop writes at the end of a turn."""
-        asyncio.get_running_loop().call_soon(self._reset)
+        asyncio.get_running_loop().call_later(_LEAVE_SECONDS, self._reset)
 
     def _reset(self) -> None:
         if self.closed:

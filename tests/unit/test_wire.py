@@ -70,7 +70,9 @@ def test_a_forward_names_its_model_and_leaves_the_body_alone() -> None:
 
 
 def test_a_changed_body_goes_with_its_length() -> None:
-    reply = wire.forward(forwarded(body=b'{"a":1}', strip_usage=True, max_fill_bytes=5), "00-a-b-01")
+    reply = wire.forward(
+        forwarded(body=b'{"a":1}', strip_usage=True, max_fill_bytes=5, ticket=ticket(trace="00-a-b-01"))
+    )
     said = told(reply)
     assert (said["strip_usage"], said["fill"], said["length"], said["traceparent"]) == (True, 5, 7, "00-a-b-01")
     assert read(reply).request_body.response.body_mutation.body == b'{"a":1}'
