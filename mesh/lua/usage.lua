@@ -5,7 +5,7 @@
 -- is learnt goes out with the access log. Nothing is decided here and nothing is known of tenants.
 --
 -- In, dynamic metadata `llm`, set by the processor:
---   forward      true, or nothing at all is done (answers made without an upstream have no such key)
+--   forward      true, or the request does not pass (answers of the processor's own get their headers and no more)
 --   model        the route: set as x-llm-model
 --   length       number: the new length of a body that the processor has changed
 --   traceparent  for the upstream, where the request is traced
@@ -309,11 +309,12 @@ end
 
 function envoy_on_response(h)
   local llm = metadata(h):get("llm")
-  if not llm or not llm.forward then return end
+  if not llm then return end
   local headers = h:headers()
   if llm.headers then
     for name, value in gmatch(llm.headers, "([^:]+): ([^\n]*)\n") do headers:replace(name, value) end
   end
+  if not llm.forward then return end
   local status = tonumber(headers:get(":status"))
   local fill = status == 200 and llm.fill or nil
   if headers:get("content-encoding") then
