@@ -5,6 +5,7 @@ is a user, a key or a request: those have their own counters in the store (`llm-
 where money and limits are concerned. Nothing here holds prompt or answer text.
 """
 
+from bisect import bisect_left
 from functools import cache
 from typing import TypeVar
 
@@ -77,18 +78,36 @@ def _child(metric: _M, *labels: str) -> _M:
 
 
 class Tally:
-    """Counters of one batch of receipts, summed up before they are written: a write costs a microsecond or more."""
+    """One batch of receipts, summed up before it is written: each write into the shared directory costs a microsecond
+    or more, and an observation is two of them."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[Counter, tuple[str, ...]], int] = {}
+        self._observed: dict[tuple[Histogram, tuple[str, ...]], list[float]] = {}
 
     def add(self, amount: int, metric: Counter, *labels: str) -> None:
         key = (metric, labels)
         self._sums[key] = self._sums.get(key, 0) + amount
 
+    def observe(self, value: float, metric: Histogram, *labels: str) -> None:
+        self._observed.setdefault((metric, labels), []).append(value)
+
     def write(self) -> None:
-        for (metric, labels), amount in self._sums.items():
-            _child(metric, *labels).inc(amount)
+        for (counter, labels), amount in self._sums.items():
+            _child(counter, *labels).inc(amount)
+        for (histogram, labels), values in self._observed.items():
+            _observe_all(_child(histogram, *labels), values)
+
+
+def _observe_all(child: Histogram, values: list[float]) -> None:
+    """What `observe` does, for many at once: the library has no such call."""
+    buckets = [0] * len(child._upper_bounds)  # noqa: SLF001
+    for value in values:
+        buckets[bisect_left(child._upper_bounds, value)] += 1  # noqa: SLF001
+    for bucket, amount in zip(child._buckets, buckets, strict=True):  # noqa: SLF001
+        if amount:
+            bucket.inc(amount)
+    child._sum.inc(sum(values))  # noqa: SLF001
 
 
 def count(receipt: Receipt, charge: Charge, cost_micros: int, filled: bool, tally: Tally) -> None:
@@ -96,7 +115,7 @@ def count(receipt: Receipt, charge: Charge, cost_micros: int, filled: bool, tall
     ticket = receipt.ticket
     model, endpoint = ticket.model, ticket.endpoint
     tally.add(1, REQUESTS, model, endpoint, str(receipt.status))
-    _child(DURATION, model, endpoint).observe(receipt.duration)
+    tally.observe(receipt.duration, DURATION, model, endpoint)
     if ticket.reason:
         tally.add(1, REFUSED, ticket.tenant, ticket.reason)
         return
@@ -106,16 +125,16 @@ def count(receipt: Receipt, charge: Charge, cost_micros: int, filled: bool, tall
         tally.add(1, CACHE_HITS, model)
     tally.add(1, CACHE_LOOKUPS, model, ticket.cache)
     if ticket.decided_us:
-        _child(PHASE, "decision").observe(ticket.decided_us / 1e6)
-        _child(PHASE, "store").observe(ticket.store_us / 1e6)
+        tally.observe(ticket.decided_us / 1e6, PHASE, "decision")
+        tally.observe(ticket.store_us / 1e6, PHASE, "store")
     _count_tokens(receipt, charge, cost_micros, tally)
     if filled:
         tally.add(1, CACHE_FILLS, model)
     if ticket.stream and receipt.first_byte:
-        _child(TTFT, model).observe(receipt.first_byte)
+        tally.observe(receipt.first_byte, TTFT, model)
         each = time_per_output_token(receipt, charge.usage)
         if each is not None:
-            _child(TPOT, model).observe(each)
+            tally.observe(each, TPOT, model)
 
 
 def _count_tokens(receipt: Receipt, charge: Charge, cost_micros: int, tally: Tally) -> None:

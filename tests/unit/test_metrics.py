@@ -3,7 +3,9 @@
 import uuid
 
 import pytest
-from prometheus_client import REGISTRY, Counter, Gauge, Histogram
+from hypothesis import given
+from hypothesis import strategies as st
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from unit_rig import receipt, ticket
 
 from extproc import metrics
@@ -98,3 +100,23 @@ def test_the_phases_of_a_decision_are_observed(model: str) -> None:
     before = value("llm_phase_duration_seconds_sum", phase="decision")
     count(receipt(ticket(model=model, decided_us=500, store_us=100)))
     assert value("llm_phase_duration_seconds_sum", phase="decision") - before == pytest.approx(0.0005)
+
+
+@given(st.lists(st.floats(min_value=0, max_value=200), min_size=1, max_size=40))
+def test_many_observations_at_once_are_the_same_as_one_by_one(values: list[float]) -> None:
+    def made() -> Histogram:
+        return Histogram("h", "h", ["model"], buckets=(0.1, 1.0, 10.0), registry=CollectorRegistry())
+
+    one_by_one, at_once = made(), made()
+    tally = metrics.Tally()
+    for value in values:
+        one_by_one.labels("m").observe(value)
+        tally.observe(value, at_once, "m")
+    tally.write()
+
+    def samples(histogram: Histogram) -> dict[tuple[str, str], float]:
+        found = [s for family in histogram.collect() for s in family.samples if not s.name.endswith("_created")]
+        return {(s.name, s.labels.get("le", "")): s.value for s in found}
+
+    expected = samples(one_by_one)
+    assert samples(at_once) == pytest.approx(expected)
