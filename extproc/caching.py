@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import msgspec
 
-from extproc.chat import Json, Prompt
+from extproc.chat import Json, Prompt, encode
 from extproc.config import Model
 
 EVENT_STREAM = "text/event-stream; charset=utf-8"
@@ -52,7 +52,7 @@ def fingerprint(prompt: Prompt, model: Model) -> str:
         for name, value in sorted(prompt.body.items())
         if name not in without and (value is not None or name in null_counts)
     ]
-    text = msgspec.json.encode((prompt.endpoint, model.name, model.served_name, parts))
+    text = encode((prompt.endpoint, model.name, model.served_name, parts))
     return hashlib.sha256(text).hexdigest()
 
 

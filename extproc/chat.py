@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from extproc.config import Endpoint
-from extproc.errors import invalid
+from extproc.errors import ApiError, invalid
 
 PATHS: dict[str, Endpoint] = {
     "/v1/chat/completions": "chat",
@@ -143,10 +143,22 @@ def _read_object(raw: bytes) -> Json:
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise invalid(f"We could not parse the JSON body of your request: {error}.") from error
     except RecursionError as error:
-        raise invalid("The JSON body of your request is nested too deeply.") from error
+        raise _too_deep() from error
     if not isinstance(body, dict):
         raise invalid("The JSON body of your request must be an object.")
     return body
+
+
+def encode(value: object) -> bytes:
+    """JSON of what a request said. What could just be read may be too deep to write with something of ours round it."""
+    try:
+        return msgspec.json.encode(value)
+    except RecursionError as error:
+        raise _too_deep() from error
+
+
+def _too_deep() -> ApiError:
+    return invalid("The JSON body of your request is nested too deeply.")
 
 
 def _field(body: Json, name: str, kind: type[T], default: T) -> T:
@@ -198,7 +210,7 @@ def rewrite(prompt: Prompt, served_name: str) -> bytes | None:
         changed["stream_options"] = {**options, "include_usage": True}
         if not prompt.include_usage:  # vLLM would now put into every event what the client did not ask for
             changed["stream_options"].pop("continuous_usage_stats", None)
-    return msgspec.json.encode(changed)
+    return encode(changed)
 
 
 class _Details(msgspec.Struct):

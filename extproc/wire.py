@@ -83,7 +83,10 @@ def read_request(message: ProcessingRequest) -> tuple[Head, bytes]:
     kind = message.WhichOneof("request")
     if kind == "request_body":
         attributes = message.attributes[_FILTER].fields
-        headers = {_ATTRIBUTES[key]: attributes[key].string_value for key in attributes}
+        try:
+            headers = {_ATTRIBUTES[key]: attributes[key].string_value for key in attributes}
+        except KeyError as error:
+            raise WireError(f"an attribute that nobody asked for: {error}") from error
         return _head(headers), message.request_body.body
     if kind == "request_headers":
         found = message.request_headers.headers.headers
