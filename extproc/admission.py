@@ -70,6 +70,7 @@ class Admission(msgspec.Struct, frozen=True):
     retry_after_ms: int = 0  # for refusals: when the same claim can succeed
     entry: bytes = b""  # for HIT: what a settlement stored
     age_ms: int = 0  # for HIT: since it was stored
+    local: bool = False  # the store was away: nothing is reserved there, and nothing can be cached
 
 
 class Fill(msgspec.Struct, frozen=True):
@@ -98,6 +99,7 @@ class Settlement(msgspec.Struct, frozen=True):
     limits: Limits  # to keep the refunded buckets within their size
     hit: bool = False  # answered from the response cache
     estimated: bool = False  # the stream was cut: tokens are an estimate
+    refused: bool = False  # by us: counted, but it leaves no ledger line, and counts again if it is sent again
     fill: Fill | None = None
 
 

@@ -13,6 +13,7 @@ import msgspec
 from extproc.chat import Json, Prompt, encode
 from extproc.config import Model
 
+_FORMAT = 1  # of entries and of their replay: another one makes all old entries unknown
 EVENT_STREAM = "text/event-stream; charset=utf-8"
 JSON = "application/json"
 
@@ -52,7 +53,7 @@ def fingerprint(prompt: Prompt, model: Model) -> str:
         for name, value in sorted(prompt.body.items())
         if name not in without and (value is not None or name in null_counts)
     ]
-    text = encode((prompt.endpoint, model.name, model.served_name, parts))
+    text = encode((_FORMAT, prompt.endpoint, model.name, model.served_name, parts))
     return hashlib.sha256(text).hexdigest()
 
 

@@ -86,6 +86,7 @@ def _worker(a: argparse.Namespace) -> int:
     import uvloop
 
     from extproc import server
+    from extproc.orphans import die_with_parent
     from extproc.worker import Options
 
     options = Options(
@@ -98,6 +99,7 @@ def _worker(a: argparse.Namespace) -> int:
         drain_seconds=a.drain_seconds,
         redis_timeout_seconds=a.redis_timeout_ms / 1000,
     )
+    die_with_parent()  # a worker that is left over would take its successor's socket away when it ends
     uvloop.run(server.serve(options))
     return 0
 

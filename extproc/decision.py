@@ -152,6 +152,8 @@ def decide(plan: Plan, admission: Admission, timing: Timing = _UNTIMED) -> Verdi
     headers["x-llm-model"] = plan.model.name
     if admission.outcome is Outcome.ADMITTED:
         ticket = _stamped(plan.ticket, timing)
+        if admission.local:
+            ticket = msgspec.structs.replace(ticket, cache="bypass", fingerprint="")
         headers["x-llm-cache"] = ticket.cache
         prompt = plan.prompt
         body = chat.rewrite(prompt, plan.model.served_name)

@@ -21,6 +21,10 @@ class StoreUnavailable(LlmMeshError):  # noqa: N818  a state, named for what the
     """Redis did not answer in time, or is not there."""
 
 
+class StoreUnsureError(StoreUnavailable):
+    """As above, but the command was on its way: it may have been done."""
+
+
 class ApiError(LlmMeshError):
     """An answer in OpenAI's error shape."""
 

@@ -22,14 +22,15 @@ class Health:
         self._down: dict[str, _Mark] = {}
 
     def is_up(self, model: str, now_ms: int) -> bool:
-        """Whether to send this request there. A True for a marked model is its trial: others wait for its receipt."""
+        """Whether to send a request there; for a marked model, whether it may be tried again."""
         mark = self._down.get(model)
-        if mark is None:
-            return True
-        if now_ms < mark.until_ms:
-            return False
-        mark.until_ms = now_ms + self.down_ms
-        return True
+        return mark is None or now_ms >= mark.until_ms
+
+    def begin_trial(self, model: str, now_ms: int) -> None:
+        """A request goes there: if the model is marked, others are kept off until its receipt is here."""
+        mark = self._down.get(model)
+        if mark is not None:
+            mark.until_ms = now_ms + self.down_ms
 
     def observe(self, model: str, reached: bool, now_ms: int) -> int | None:
         """One receipt's word. Returns what to publish: the new until_ms, 0 for back up, None for no news."""

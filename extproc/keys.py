@@ -10,6 +10,7 @@ import hashlib
 import secrets
 import time
 from collections import OrderedDict
+from typing import TypeVar
 
 import msgspec
 
@@ -18,6 +19,7 @@ from extproc.errors import ApiError, StoreUnavailable, invalid_api_key, unavaila
 
 PREFIX = "sk-llm-"
 _MAX_REMEMBERED = 100_000
+T = TypeVar("T")
 _REFUSAL_SECONDS = 1.0  # how long an unknown key is refused without asking the store again
 
 
@@ -35,9 +37,8 @@ def key_id(digest: str) -> str:
 
 
 class _Known(msgspec.Struct):
-    record: KeyRecord | None  # None = there is no such key
+    record: KeyRecord
     revision: int
-    asked: float  # monotonic seconds
 
 
 class KeyRing:
@@ -45,6 +46,9 @@ class KeyRing:
         self.grace_seconds = grace_seconds
         self._store = store
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._refused: OrderedDict[str, float] = (
+            OrderedDict()
+        )  # digest -> when; of its own, so that none pushes keys out
         self._revision = -1
         self._confirmed = time.monotonic()  # when the store last told the revision
 
@@ -56,36 +60,42 @@ class KeyRing:
     def recall(self, digest: str) -> KeyRecord | None:
         """The record if it is known and certain, else None: then `find` must be asked."""
         known = self._known.get(digest)
-        if known is None or known.record is None or known.revision != self._revision:
+        if known is None or known.revision != self._revision:
             return None
         return known.record if time.monotonic() - self._confirmed <= self.grace_seconds else None
 
     async def find(self, digest: str) -> KeyRecord:
         """Raises ApiError: 401 for an unknown key, 503 if nothing is known and the store can not be asked."""
-        known = self._known.get(digest)
         now = time.monotonic()
-        if known is not None and known.record is None and now - known.asked < _REFUSAL_SECONDS:
+        if now - self._refused.get(digest, -_REFUSAL_SECONDS) < _REFUSAL_SECONDS:
             raise _incorrect()
         revision = self._revision
         try:
             record = await self._store.find_key(digest)
         except StoreUnavailable as error:
-            if known is not None and known.record is not None and now - self._confirmed <= self.grace_seconds:
+            known = self._known.get(digest)
+            if known is not None and now - self._confirmed <= self.grace_seconds:
                 return known.record
             raise unavailable("The API key can not be checked right now. Please try again.") from error
-        self._known[digest] = _Known(record, revision, now)
-        self._known.move_to_end(digest)
-        if len(self._known) > _MAX_REMEMBERED:
-            self._known.popitem(last=False)
         if record is None:
+            self._known.pop(digest, None)
+            _remember(self._refused, digest, now)
             raise _incorrect()
+        _remember(self._known, digest, _Known(record, revision))
         return record
+
+
+def _remember(table: "OrderedDict[str, T]", digest: str, value: T) -> None:
+    """Bounded; the one that was asked for longest ago goes first."""
+    table[digest] = value
+    table.move_to_end(digest)
+    if len(table) > _MAX_REMEMBERED:
+        table.popitem(last=False)
 
 
 def bearer(authorization: str) -> str:
     """The key in an Authorization header. Raises ApiError (401)."""
     scheme, _, key = authorization.partition(" ")
-    key = key.strip()
     if scheme.lower() != "bearer" or not key:
         raise invalid_api_key(
             "You didn't provide an API key. Send it in the Authorization header: `Authorization: Bearer YOUR_KEY`."

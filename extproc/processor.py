@@ -102,6 +102,7 @@ class Processor:
         )
         verdict = decision.decide(plan, admission, timing)
         if isinstance(verdict, decision.Forward):
+            self._worker.begin_trial(verdict.model)
             return wire.forward(verdict)
         if isinstance(verdict, decision.Replay):
             return wire.replay(verdict)
@@ -116,7 +117,8 @@ class Processor:
             metrics.STORE_ERRORS.labels("admit").inc()
             share = divide(claim.limits, self._worker.options.shares)
             share = msgspec.structs.replace(share, max_in_flight=0)  # nobody tells us when a flight ends
-            return await self._worker.local.admit(msgspec.structs.replace(claim, limits=share, fingerprint=""))
+            claim = msgspec.structs.replace(claim, limits=share, fingerprint="")
+            return msgspec.structs.replace(await self._worker.local.admit(claim), local=True)
 
 
 def _bare_ticket(request_id: str, head: wire.Head, caller: decision.Caller | None) -> decision.Ticket:

@@ -47,20 +47,23 @@ class Charge(msgspec.Struct, frozen=True):
     estimated: bool
 
 
+NOTHING = Charge(Usage(), exact=False, estimated=False)
+
+
 def charge(receipt: Receipt) -> Charge:
     ticket = receipt.ticket
     if not receipt.upstream or ticket.cache == "hit":
-        return Charge(Usage(), exact=False, estimated=False)
+        return NOTHING
     usage = read_usage(receipt.usage) if receipt.usage else None
     if usage is not None:
         return Charge(usage, exact=True, estimated=False)
     answered = 200 <= receipt.status < 300
     if not answered and (receipt.status or not receipt.client_left):  # failed, even if the client did not wait for it
-        return Charge(Usage(), exact=False, estimated=False)
+        return NOTHING
     if receipt.body_bytes == 0 and not receipt.client_left:
-        return Charge(Usage(), exact=False, estimated=False)
+        return NOTHING
     if receipt.unreachable:
-        return Charge(Usage(), exact=False, estimated=False)
+        return NOTHING
     completion = min(_completion_estimate(receipt), ticket.max_completion_tokens) if answered else 0
     return Charge(Usage(ticket.prompt_tokens, completion), exact=False, estimated=True)
 
@@ -91,6 +94,7 @@ def settlement(receipt: Receipt, charged: Charge, cache: CacheConfig) -> Settlem
         limits=ticket.limits,
         hit=ticket.cache == "hit",
         estimated=charged.estimated,
+        refused=bool(ticket.reason),
         fill=_fill(receipt, cache) if charged.exact else None,
     )
 

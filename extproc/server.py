@@ -80,6 +80,7 @@ async def serve(options: Options) -> None:
     await stopping.wait()
     await _set_health(health, health_pb2.HealthCheckResponse.NOT_SERVING)
     await asyncio.sleep(options.drain_seconds)
+    settler.stop()
     await server.stop(grace=5.0)
     for task in housekeeping:
         task.cancel()
@@ -99,14 +100,14 @@ async def _every_second(worker: Worker, settler: Settler, parent: int, stopping:
     while True:
         await asyncio.sleep(_POLL_SECONDS)
         if os.getppid() != parent:
-            stopping.set()  # the supervisor is gone: no orphan stays behind
+            stopping.set()  # where the kernel does not end orphans
         try:
             await worker.poll()
+            worker.reload()
+            worker.write_status()
             await settler.retry_backlog()
             worker.backlog = len(settler.backlog)
             metrics.BACKLOG.set(worker.backlog)
-            worker.reload()
-            worker.write_status()
         except Exception:
             log.exception("housekeeping failed")
 

@@ -5,42 +5,77 @@ until it is swept. A settlement may be sent twice, since a time-out does not tel
 applies each once.
 """
 
+import asyncio
+import itertools
 import logging
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Any
 
 import grpc.aio
+import msgspec
 
 from extproc import chat, metrics, receipt, wire
 from extproc.admission import Settlement
-from extproc.errors import StoreUnavailable
+from extproc.errors import StoreUnavailable, StoreUnsureError
 from extproc.worker import Worker
 
 log = logging.getLogger("llm-mesh")
 _TELLING_BYTES = 1000  # a shorter body is mostly JSON: its tokens per byte would mislead about long prompts
 _MAX_BACKLOG = 100_000  # settlements kept while the store is away
 _BATCH = 256
+_BATCHES_A_TIME = 40
+_SLICE = 16
+_RECOGNISED_SECONDS = 540.0  # settle.lua recognises a repeated settlement for 600 s
+
+
+class _Waiting(msgspec.Struct):
+    """A settlement that the store did not take. `unsure_since`: it may have been applied all the same."""
+
+    settlement: Settlement
+    unsure_since: float | None = None  # monotonic seconds
 
 
 class Settler:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self.backlog: deque[Settlement] = deque(maxlen=_MAX_BACKLOG)
+        self._stopping = asyncio.Event()
+        self.backlog: deque[_Waiting] = deque(maxlen=_MAX_BACKLOG)
+
+    def stop(self) -> None:
+        """End the access-log streams: Envoy opens new ones to another worker."""
+        self._stopping.set()
 
     async def stream_access_logs(self, _requests: AsyncIterator[Any], context: Any) -> bytes:
-        while True:
-            message = await context.read()
-            if message is grpc.aio.EOF:
-                return b""
-            batch = self._read(message)
-            if batch:
-                await self._settle(batch)
+        stopping = asyncio.ensure_future(self._stopping.wait())
+        try:
+            while True:
+                reading = asyncio.ensure_future(context.read())
+                await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if not reading.done():
+                    reading.cancel()
+                    return b""
+                message = reading.result()
+                if message is grpc.aio.EOF:
+                    return b""
+                await self._take(message)
+        finally:
+            stopping.cancel()
 
-    def _read(self, message: Any) -> list[Settlement]:
+    async def _take(self, message: Any) -> None:
+        """Settle one message's receipts in slices: folding streams for the cache must not hold decisions up."""
+        receipts = wire.read_receipts(message)
+        while some := list(itertools.islice(receipts, _SLICE)):
+            batch = self._read(some)
+            if batch:
+                await self._settle([_Waiting(s) for s in batch])
+            await asyncio.sleep(0)
+
+    def _read(self, receipts: Iterable[receipt.Receipt]) -> list[Settlement]:
         tally = metrics.Tally()
         batch = []
-        for each in wire.read_receipts(message):
+        for each in receipts:
             try:
                 settlement = self._account(each, tally)
             except Exception:
@@ -65,25 +100,41 @@ class Settler:
             self._worker.tracer.record(r, charged.usage, settlement.cost_micros)
         return settlement
 
-    async def _settle(self, batch: Sequence[Settlement]) -> None:
+    async def _settle(self, batch: Sequence[_Waiting]) -> None:
         try:
-            first = await self._worker.store.settle(batch)
+            first = await self._worker.store.settle([w.settlement for w in batch])
+        except StoreUnsureError:
+            self._keep(batch, time.monotonic())
         except StoreUnavailable:
-            metrics.STORE_ERRORS.labels("settle").inc()
-            dropped = max(0, len(self.backlog) + len(batch) - _MAX_BACKLOG)
-            metrics.SETTLEMENTS.labels("dropped").inc(dropped)
-            self.backlog.extend(batch)
-            return
-        applied = sum(first)
-        metrics.SETTLEMENTS.labels("applied").inc(applied)
-        if applied < len(first):
-            metrics.SETTLEMENTS.labels("duplicate").inc(len(first) - applied)
+            self._keep(batch, None)
+        except asyncio.CancelledError:
+            self._keep(batch, time.monotonic())
+            raise
+        else:
+            applied = sum(first)
+            metrics.SETTLEMENTS.labels("applied").inc(applied)
+            if applied < len(first):
+                metrics.SETTLEMENTS.labels("duplicate").inc(len(first) - applied)
+
+    def _keep(self, batch: Sequence[_Waiting], unsure_since: float | None) -> None:
+        """For later, without what it would have put into the cache: the backlog is bounded by count."""
+        metrics.STORE_ERRORS.labels("settle").inc()
+        metrics.SETTLEMENTS.labels("dropped").inc(max(0, len(self.backlog) + len(batch) - _MAX_BACKLOG))
+        self.backlog.extend(
+            _Waiting(msgspec.structs.replace(w.settlement, fill=None), w.unsure_since or unsure_since) for w in batch
+        )
 
     async def retry_backlog(self) -> None:
-        """Settle what waited for the store, oldest first. A settlement that had arrived after all is a duplicate."""
-        while self.backlog:
+        """Settle what waited for the store, oldest first and some of it a time. What may have been applied is left out
+        when the store would not recognise it any more: its reservation stays charged, if it has one."""
+        for _ in range(_BATCHES_A_TIME):
             batch = [self.backlog.popleft() for _ in range(min(_BATCH, len(self.backlog)))]
+            known_since = time.monotonic() - _RECOGNISED_SECONDS
+            sure = [w for w in batch if w.unsure_since is None or w.unsure_since > known_since]
+            metrics.SETTLEMENTS.labels("dropped").inc(len(batch) - len(sure))
+            if not sure:
+                return
             before = len(self.backlog)
-            await self._settle(batch)
+            await self._settle(sure)
             if len(self.backlog) > before:
                 return

@@ -12,6 +12,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,7 @@ log = logging.getLogger("llm-mesh")
 _RESTART_SECONDS = 0.1  # then doubling while a worker keeps dying at once
 _MAX_RESTART_SECONDS = 5.0
 _STOP_SECONDS = 15.0
+_HUNG_SECONDS = 10.0
 # gRPC's older poller: one thread less is woken per message, 10 % less CPU (docs/decisions/007).
 _GRPC_EXPERIMENTS = ",".join(
     "-event_engine_" + part for part in ("listener", "client", "for_all_other_endpoints", "callback_cq")
@@ -75,8 +77,14 @@ async def _keep(
         worker = await _start(index, options, runtime, metrics_dir)
         ended = asyncio.create_task(worker.wait())
         stop = asyncio.create_task(stopping.wait())
-        await asyncio.wait({ended, stop}, return_when=asyncio.FIRST_COMPLETED)
+        hung = asyncio.create_task(_hung(_status_file(runtime, index)))
+        await asyncio.wait({ended, stop, hung}, return_when=asyncio.FIRST_COMPLETED)
         stop.cancel()
+        hung.cancel()
+        if hung.done() and not ended.done():
+            log.error("worker %d says nothing for %.0f s: ending it", index, _HUNG_SECONDS)
+            worker.kill()
+            await ended
         if not ended.done():
             await _drain(worker, options.drain_seconds)
         admin.forget(worker.pid)
@@ -97,7 +105,7 @@ async def _start(index: int, options: ServeOptions, runtime: Path, metrics_dir: 
         "redis": options.redis_url,
         "index": index,
         "shares": options.workers * options.replicas,
-        "status-file": runtime / f"worker-{index}.json",
+        "status-file": _status_file(runtime, index),
         "drain-seconds": options.drain_seconds,
         "redis-timeout-ms": options.redis_timeout_ms,
     }
@@ -110,6 +118,19 @@ async def _start(index: int, options: ServeOptions, runtime: Path, metrics_dir: 
         env={"GRPC_EXPERIMENTS": _GRPC_EXPERIMENTS, **os.environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)},
         start_new_session=True,  # Ctrl-C reaches the supervisor, which drains them
     )
+
+
+def _status_file(runtime: Path, index: int) -> Path:
+    return runtime / f"worker-{index}.json"
+
+
+async def _hung(status: Path) -> None:
+    """Returns when a worker that wrote its status each second has stopped doing so."""
+    status.unlink(missing_ok=True)
+    while True:
+        await asyncio.sleep(1.0)
+        if status.exists() and time.time() - status.stat().st_mtime > _HUNG_SECONDS:
+            return
 
 
 async def _drain(worker: asyncio.subprocess.Process, drain_seconds: float) -> None:

@@ -20,7 +20,7 @@ from extproc.health import Health
 from extproc.store import MemoryStore
 
 log = logging.getLogger("llm-mesh")
-_OVERDUE_MS = 120_000  # a reservation this old counts as unsettled
+_OVERDUE_MS = 900_000  # a reservation this old counts as unsettled; few streams last so long
 _RATIO_WEIGHT = 0.05  # of one receipt in the tokens-per-byte average
 
 
@@ -76,12 +76,18 @@ class Worker:
     def is_up(self, model: config.Model) -> bool:
         return self.health.is_up(model.name, now_ms())
 
+    def begin_trial(self, name: str) -> None:
+        """A request is on its way to a model: if that one is marked, the others wait for this one's receipt."""
+        self.health.begin_trial(name, now_ms())
+
     def learn(self, name: str, ratio: float) -> None:
-        """One receipt's prompt tokens per body byte into the model's average."""
+        """One receipt's prompt tokens per body byte into the model's average, which all tenants share: no text of one
+        may move it by more than half or double of what is configured."""
         model = self.catalogue.models.get(name)
         if model is not None:
             old = self.tokens_per_byte(model)
-            self.ratios[name] = old + _RATIO_WEIGHT * (ratio - old)
+            bounded = min(max(ratio, model.tokens_per_byte / 2), model.tokens_per_byte * 2)
+            self.ratios[name] = old + _RATIO_WEIGHT * (bounded - old)
             self._learned.add(name)
 
     def observe(self, model: str, reached: bool) -> None:

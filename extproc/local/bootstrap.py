@@ -33,6 +33,7 @@ class Site(msgspec.Struct, frozen=True):
     models: Mapping[str, str]  # model -> host:port of its backend
     max_body_bytes: int
     upstream_idle_seconds: int = 600
+    max_stream_seconds: int = 3500  # less than `reservation_seconds`: a stream is over before it is swept
 
 
 def bootstrap(mesh: Path, site: Site) -> Json:
@@ -118,8 +119,12 @@ def _virtual_host(patches: Sequence[Json], site: Site) -> Json:
     host: Json = {"name": "llm", "domains": ["*"], "routes": [_route(name, site) for name in site.models]}
     # Before the decision no model is chosen: these routes hold the request until then, and lead to no backend.
     nowhere: Json = {"direct_response": {"status": 503}}
-    post = {"name": ":method", "string_match": {"exact": "POST"}}
-    host["routes"].append({"name": "undecided", "match": {"prefix": "/v1/", "headers": [post]}, **nowhere})
+    # Bodies are buffered only for callers who show something like a key; others get their 401 on the headers alone.
+    wanted = [
+        {"name": ":method", "string_match": {"exact": "POST"}},
+        {"name": "authorization", "string_match": {"prefix": "Bearer sk-llm-", "ignore_case": True}},
+    ]
+    host["routes"].append({"name": "undecided", "match": {"prefix": "/v1/", "headers": wanted}, **nowhere})
     host["routes"].append({"name": "rest", "match": {"prefix": "/"}, **nowhere})
     for patch in patches:
         if patch["applyTo"] == "HTTP_ROUTE":
@@ -143,6 +148,7 @@ def _route(model: str, site: Site) -> Json:
             "cluster": f"model-{model}",
             "timeout": "0s",
             "idle_timeout": f"{site.upstream_idle_seconds}s",
+            "max_stream_duration": {"max_stream_duration": f"{site.max_stream_seconds}s"},
             "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2},
         },
     }

@@ -2,11 +2,9 @@
 
 import asyncio
 import contextlib
-import ctypes
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +12,8 @@ from pathlib import Path
 import aiohttp
 
 from extproc.errors import LlmMeshError
+from extproc.orphans import die_with_parent
 
-_PR_SET_PDEATHSIG = 1
 _STOP_SECONDS = 10.0
 _POLL_SECONDS = 0.02
 
@@ -55,7 +53,7 @@ class Child:
                 stderr=log,
                 env=self.environment,
                 start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                preexec_fn=die_with_parent,
             )
 
     async def ready(self, probe: Callable[[], Awaitable[bool]], seconds: float = 30.0) -> None:
@@ -86,10 +84,6 @@ class Child:
         """kill -9, its whole session with it."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 async def answers(url: str, headers: Mapping[str, str] | None = None) -> bool:

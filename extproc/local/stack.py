@@ -230,6 +230,7 @@ class Stack:
             models=self.models,
             max_body_bytes=self.catalogue.config.max_body_bytes,
             upstream_idle_seconds=self.settings.upstream_idle_seconds,
+            max_stream_seconds=max(1, self.catalogue.config.reservation_seconds - 100),
         )
 
     def _make_certificate(self) -> None:

@@ -159,6 +159,9 @@ class MemoryStore:
 
     def _settle(self, settlement: Settlement) -> bool:
         now = self._now_ms()
+        if settlement.refused:
+            self._record(settlement, now)
+            return True
         marker = (settlement.tenant, settlement.request_id)
         if self._settled.items.get(marker, 0) > now:
             return False
@@ -201,7 +204,8 @@ class MemoryStore:
             self._spent.put((tenant, month), self._spent.items.get((tenant, month), 0) + micros)
 
     def _record(self, settlement: Settlement, now: int) -> None:
-        self.ledger.append(msgspec.structs.replace(settlement, fill=None))
+        if not settlement.refused:
+            self.ledger.append(msgspec.structs.replace(settlement, fill=None))
         group = (limits.day(now), settlement.tenant, settlement.user, settlement.key_id, settlement.model)
         row = self._usage.items.get(group) or UsageRow(*group)
         self._usage.put(group, counted(row, settlement))

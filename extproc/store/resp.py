@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 
 import hiredis
 
-from extproc.errors import StoreUnavailable
+from extproc.errors import StoreUnavailable, StoreUnsureError
 
 Word = str | bytes | int | float
 Reply = Any  # bytes | int | None | list of these, as hiredis gives them
@@ -105,7 +105,7 @@ class Wire(asyncio.Protocol):
         waiting, self._waiting = self._waiting, deque()
         for _, waiter in waiting:
             if not waiter.done():
-                waiter.set_exception(StoreUnavailable(why))
+                waiter.set_exception(StoreUnsureError(why))
 
     # What the loop calls.
 

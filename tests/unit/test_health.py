@@ -26,6 +26,10 @@ class Shared:
         for worker in self.workers:
             worker.merge(self.marks, now_ms)
 
+    def ask(self, worker: int, now_ms: int) -> None:
+        if self.workers[worker].is_up("m", now_ms):
+            self.workers[worker].begin_trial("m", now_ms)
+
     def up(self, now_ms: int) -> list[bool]:
         return [worker.is_up("m", now_ms) for worker in self.workers]
 
@@ -48,7 +52,9 @@ def test_an_unreachable_model_is_passed_over_for_a_while() -> None:
 def test_then_one_request_tries_it_and_the_others_wait_for_its_receipt() -> None:
     health = Health(DOWN_MS)
     health.observe("m", False, 0)
-    assert [health.is_up("m", 5000) for _ in range(3)] == [True, False, False]
+    assert [health.is_up("m", 5000) for _ in range(3)] == [True, True, True]  # a look is no trial
+    health.begin_trial("m", 5000)
+    assert not health.is_up("m", 5000)
     assert not health.is_up("m", 9999)
     assert health.is_up("m", 10_000)  # the trial's receipt never came
 
@@ -138,7 +144,7 @@ def test_whatever_happened_an_answer_seen_by_both_puts_the_model_back(steps: lis
         if what == "merge":
             shared.merge(now)
         elif what == "ask":
-            shared.workers[worker].is_up("m", now)
+            shared.ask(worker, now)
         else:
             shared.observe(worker, reached=what == "reached", now_ms=now)
     shared.merge(now)
@@ -157,7 +163,7 @@ def test_a_model_is_never_passed_over_for_longer_than_its_time(steps: list[tuple
         if what == "merge":
             shared.merge(now)
         elif what == "ask":
-            shared.workers[worker].is_up("m", now)
+            shared.ask(worker, now)
         else:
             shared.observe(worker, reached=what == "reached", now_ms=now)
     assert shared.up(now + DOWN_MS) == [True, True]

@@ -106,7 +106,7 @@ def test_a_key_is_known_by_its_hash_and_shown_by_a_part_of_it() -> None:
     assert keys.key_id(DIGEST) == "key_" + DIGEST[:12]
 
 
-@pytest.mark.parametrize("header", ["bearer sk-llm-x", "BEARER  sk-llm-x ", "Bearer sk-llm-x"])
+@pytest.mark.parametrize("header", ["bearer sk-llm-x", "BEARER sk-llm-x", "Bearer sk-llm-x"])
 def test_the_scheme_may_be_written_in_any_case(header: str) -> None:
     assert keys.bearer(header) == "sk-llm-x"
 

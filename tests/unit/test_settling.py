@@ -1,5 +1,6 @@
 """From access-log entries to settlements, over a store in memory."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from test_processor import worker
 from unit_rig import CATALOGUE, chat_plain, ticket
 
 from extproc.admission import Settlement
-from extproc.errors import StoreUnavailable
+from extproc.errors import StoreUnavailable, StoreUnsureError
 from extproc.settling import Settler
 from extproc.store import MemoryStore
 
@@ -23,11 +24,11 @@ class Store(MemoryStore):
 
     def __init__(self) -> None:
         super().__init__(lambda: 0)
-        self.away = False
+        self.away: type[StoreUnavailable] | None = None
 
     async def settle(self, settlements: Sequence[Settlement]) -> list[bool]:
         if self.away:
-            raise StoreUnavailable
+            raise self.away
         return await super().settle(settlements)
 
 
@@ -39,6 +40,13 @@ class Call:
 
     async def read(self) -> Any:
         return self.messages.pop(0) if self.messages else grpc.aio.EOF
+
+
+class Silent:
+    """Envoy's end with nothing to say."""
+
+    async def read(self) -> Any:
+        await asyncio.Event().wait()
 
 
 async def deliver(settler: Settler, *messages: Any) -> None:
@@ -78,12 +86,13 @@ async def test_what_uses_nothing_is_not_settled(fields: dict[str, str]) -> None:
     assert not store.ledger
 
 
-async def test_a_refusal_is_recorded_and_costs_nothing() -> None:
+async def test_a_refusal_is_counted_costs_nothing_and_leaves_no_ledger_line() -> None:
     store = Store()
     refused = ticket(reason="rate_limit_exceeded")
     await deliver(Settler(await worker(store)), logs(entry(refused, status=429, upstream="")))
-    [settled] = store.ledger
-    assert (settled.status, settled.prompt_tokens, settled.cost_micros) == (429, 0, 0)
+    [row] = await store.usage("1970-01-01", "1970-01-01")
+    assert (row.requests, row.errors, row.prompt_tokens, row.cost_micros) == (1, 1, 0, 0)
+    assert not store.ledger
 
 
 async def test_an_unreachable_model_is_marked_and_an_answer_puts_it_back() -> None:
@@ -115,17 +124,49 @@ async def test_the_ratio_of_tokens_to_bytes_is_learned_from_long_prompts() -> No
     await deliver(
         settler, *[logs(entry(ticket(prompt_bytes=3000, request_id=f"r{n}"), usage=USAGE)) for n in range(99)]
     )
-    assert made.tokens_per_byte(mistral) == pytest.approx(0.1, abs=0.01)
+    assert made.tokens_per_byte(mistral) == pytest.approx(0.15, abs=0.01)  # 0.1 was told: half is the least
+
+
+async def test_what_may_have_been_applied_is_not_sent_again_once_the_store_would_not_know_it() -> None:
+    store = Store()
+    settler = Settler(await worker(store))
+    for error, settled in ((StoreUnsureError, 0), (StoreUnavailable, 1)):
+        store.away = error
+        await deliver(settler, logs(entry(ticket(request_id=error.__name__), usage=USAGE)))
+        store.away = None
+        for waiting in settler.backlog:
+            waiting.unsure_since = waiting.unsure_since and waiting.unsure_since - 541
+        await settler.retry_backlog()
+        assert len(store.ledger) == settled
+        assert not settler.backlog
+
+
+async def test_what_waits_does_not_keep_what_it_would_have_cached() -> None:
+    store = Store()
+    settler = Settler(await worker(store))
+    store.away = StoreUnavailable
+    made = ticket(fingerprint="f", ttl_ms=1000)
+    await deliver(settler, logs(entry(made, usage=USAGE, done=True, body=chat_plain([WORD]))))
+    [waiting] = settler.backlog
+    assert waiting.settlement.fill is None
+
+
+async def test_the_streams_end_when_the_worker_stops_so_that_envoy_goes_to_another() -> None:
+    settler = Settler(await worker(Store()))
+    call = asyncio.ensure_future(settler.stream_access_logs(iter(()), Silent()))  # type: ignore[arg-type]
+    await asyncio.sleep(0)
+    settler.stop()
+    assert await asyncio.wait_for(call, 5) == b""
 
 
 async def test_settlements_wait_while_the_store_is_away_and_are_settled_oldest_first() -> None:
     store = Store()
     settler = Settler(await worker(store))
-    store.away = True
+    store.away = StoreUnavailable
     await deliver(settler, *[logs(entry(ticket(request_id=f"r-{n}"), usage=USAGE)) for n in range(300)])
     await settler.retry_backlog()
     assert len(settler.backlog) == 300
-    store.away = False
+    store.away = None
     await settler.retry_backlog()
     assert not settler.backlog
     assert len(store.ledger) == 300

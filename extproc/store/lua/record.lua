@@ -1,4 +1,4 @@
--- What one finished request leaves behind: counters of the day and a line in the ledger.
+-- What one finished request leaves behind: counters of the day and, unless it was refused, a line in the ledger.
 local USAGE_MS = 34560000000  -- 400 days
 
 -- `s` has the fields of Settlement. The counters are one hash per tenant and day (UTC): a field is the JSON array
@@ -20,6 +20,7 @@ local function record(prefix, day, s, ledger_entries)
     sums[8] + s.cost_micros,
   }))
   if not old then redis.call('PEXPIRE', key, USAGE_MS) end
+  if s.refused then return end
   redis.call('XADD', prefix .. 'ledger', 'MAXLEN', '~', ledger_entries, '*', 'line', cjson.encode({
     request_id = s.request_id, user = s.user, key_id = s.key_id, model = s.model, endpoint = s.endpoint,
     status = s.status, prompt_tokens = s.prompt_tokens, completion_tokens = s.completion_tokens,

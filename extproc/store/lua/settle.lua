@@ -41,7 +41,10 @@ end
 local applied, entry = {}, 3
 for i, s in ipairs(cmsgpack.unpack(ARGV[2])) do
   applied[i] = 0
-  if redis.call('SET', prefix .. 'settled:' .. s.request_id, '', 'NX', 'PX', MARKER_MS) then
+  if s.refused then
+    applied[i] = 1
+    record(prefix, day, s, ARGV[1])
+  elseif redis.call('SET', prefix .. 'settled:' .. s.request_id, '', 'NX', 'PX', MARKER_MS) then
     applied[i] = 1
     balance(s)
     record(prefix, day, s, ARGV[1])
