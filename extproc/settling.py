@@ -27,6 +27,7 @@ _MAX_BACKLOG = 100_000  # settlements kept while the store is away
 _BATCH = 256
 _BATCHES_A_TIME = 40
 _SLICE = 16
+_FLUSH_SECONDS = 0.5  # more than buffer_flush_interval in mesh/envoyfilter/connection-manager.yaml
 _RECOGNISED_SECONDS = 540.0  # settle.lua recognises a repeated settlement for 600 s
 
 
@@ -53,6 +54,8 @@ class Settler:
             while True:
                 reading = asyncio.ensure_future(context.read())
                 await asyncio.wait({reading, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if stopping.done():  # right after one flush the next is far: what is sent while we close is lost
+                    await asyncio.wait({reading}, timeout=_FLUSH_SECONDS)
                 if not reading.done():
                     reading.cancel()
                     return b""
@@ -60,6 +63,8 @@ class Settler:
                 if message is grpc.aio.EOF:
                     return b""
                 await self._take(message)
+                if stopping.done():
+                    return b""
         finally:
             stopping.cancel()
 

@@ -381,7 +381,7 @@ def test_a_key_is_taken_in_one_form_only(platform: Platform, caller: Caller) -> 
     replies = sent(platform, cases)
     judge(replies, dict.fromkeys(replies, (401, "invalid_api_key")))
     assert not any(key in reply.body.decode() for reply in replies.values())
-    fine = [f"authorization: bearer {key}", f"AUTHORIZATION: BEARER   {key}  "]
+    fine = [f"authorization: bearer {key}", f"AUTHORIZATION: BEARER {key}  "]
     assert [one(platform, post(None, body(), line)).status for line in fine] == [200, 200]
     assert caller.settled(2)["errors"] == 0
 

@@ -248,7 +248,7 @@ def test_an_unknown_key_leaves_no_trace_in_the_accounts(platform: Platform, call
     assert caller.chat(headers={"authorization": "Bearer sk-llm-unknown"}).status_code == 401
     assert caller.chat(max_tokens=1).status_code == 200
     assert caller.settled(1)["requests"] == 1
-    assert not [r for r in usage_rows(platform) if not r["tenant"]]
+    assert not [r for r in usage_rows(platform) if not r["key_id"]]
 
 
 def test_nothing_stays_reserved(platform: Platform, caller: Caller) -> None:
