@@ -6,11 +6,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
-from extproc.errors import LlmMeshError
+from extproc.errors import LlmMeshError, StoreUnavailable
 
-_REDIS = os.environ.get("REDIS_URL", "redis://127.0.0.1:6379/0")
+_REDIS = os.environ.get("LLM_MESH_REDIS") or os.environ.get("REDIS_URL") or "redis://127.0.0.1:6379/0"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -19,6 +20,9 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         return int(arguments.run(arguments))
+    except StoreUnavailable as error:
+        print(f"llm-mesh: no Redis at {arguments.redis}: {error}. Name it with --redis or REDIS_URL.", file=sys.stderr)
+        return 1
     except (LlmMeshError, OSError) as error:
         print(f"llm-mesh: {error}", file=sys.stderr)
         return 1
@@ -29,6 +33,7 @@ def main(argv: list[str] | None = None) -> int:
 def _parser(wanted: str) -> argparse.ArgumentParser:
     """Only the wanted command is filled in: a worker need not load what the others import."""
     parser = argparse.ArgumentParser(prog="llm-mesh", description="OpenAI-compatible serving on a service mesh.")
+    parser.add_argument("--version", action="version", version=f"llm-mesh {version('llm-mesh')}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (words, add) in _COMMANDS.items():
         command = commands.add_parser(name, help=words) if words else commands.add_parser(name)

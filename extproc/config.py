@@ -158,8 +158,9 @@ def load(text: bytes, filename: str) -> Catalogue:
         config = msgspec.convert(data, Config)
     except msgspec.ValidationError as error:
         raise ConfigError(_located(str(error), node, filename)) from error
-    for path, message in _contradictions(config):
-        raise ConfigError(f"{filename}:{_line(node, path)}: {message}")
+    mistakes = [f"{filename}:{_line(node, path)}: {message}" for path, message in _contradictions(config)]
+    if mistakes:
+        raise ConfigError("\n".join(mistakes))
     return _compile(config, hashlib.sha256(text).hexdigest()[:12])
 
 

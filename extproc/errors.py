@@ -60,10 +60,13 @@ def invalid_api_key(message: str) -> ApiError:
     return ApiError(401, "invalid_api_key", message)
 
 
+_SERVED = (
+    "POST /v1/chat/completions, /v1/completions, /v1/embeddings and /v1/responses; GET /v1/models and /v1/models/{id}"
+)
+
+
 def not_found(method: str, path: str) -> ApiError:
-    return ApiError(
-        404, "unknown_url", f"Unknown request URL: {method} {path}. See the API reference for what is served."
-    )
+    return ApiError(404, "unknown_url", f"Unknown request URL: {method} {path}. Served are {_SERVED}.")
 
 
 def model_not_found(model: str) -> ApiError:

@@ -31,7 +31,6 @@ class UsageError(LlmMeshError):
 
 
 def add_arguments(parser: argparse.ArgumentParser, redis_url: str) -> None:
-    parser.add_argument("--redis", default=redis_url, metavar="URL", help="(or REDIS_URL)")
     actions = parser.add_subparsers(required=True, metavar="create|list|revoke")
     create = actions.add_parser("create", help="make a key; it is shown once and stored only as its SHA-256")
     create.add_argument("--tenant", required=True, type=_name)
@@ -41,12 +40,15 @@ def add_arguments(parser: argparse.ArgumentParser, redis_url: str) -> None:
     create.add_argument("--name", default="", help="a note for people")
     for limit, words in _LIMITS.items():
         create.add_argument("--" + limit.replace("_", "-"), type=_count, help=words + "; default: the configuration's")
+    create.add_argument("--redis", default=redis_url, metavar="URL", help="(or REDIS_URL)")
     create.set_defaults(run=_run, work=_create)
     listing = actions.add_parser("list", help="all keys, without the keys themselves")
     listing.add_argument("--csv", action="store_true")
+    listing.add_argument("--redis", default=redis_url, metavar="URL", help="(or REDIS_URL)")
     listing.set_defaults(run=_run, work=_list)
     revoke = actions.add_parser("revoke", help="refuse a key from now on, on all workers within 2 s")
     revoke.add_argument("key_id", help="as `list` shows it, or the key itself")
+    revoke.add_argument("--redis", default=redis_url, metavar="URL", help="(or REDIS_URL)")
     revoke.set_defaults(run=_run, work=_revoke)
 
 

@@ -1,7 +1,8 @@
 """What one worker knows, and its housekeeping: configuration, keys, health, calibration, once a second.
 
 The processor decides with it and the settler writes to it; both run in one event loop, so nothing here is locked. The
-store's word is fetched once a second for all workers' common knowledge. A worker holds nothing that a restart loses.
+store's word is fetched once a second for all workers' common knowledge. A restart loses the keys it has seen and the
+settlements that wait for the store.
 """
 
 import asyncio
@@ -110,9 +111,13 @@ class Worker:
     async def poll(self) -> None:
         try:
             shared = await self.store.shared(_OVERDUE_MS)
-        except StoreUnavailable:
+        except StoreUnavailable as error:
+            if self.store_up:
+                log.error("Redis is away: %s", error)  # noqa: TRY400  not a fault of ours
             self.store_up = False
         else:
+            if not self.store_up:
+                log.warning("Redis is back")
             self.store_up = True
             self.keys.confirm(shared.keys_revision)
             self.health.merge(shared.down_until_ms, now_ms())

@@ -2,12 +2,15 @@
 
 import argparse
 import asyncio
+import fcntl
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from extproc.local.process import require_free
+from extproc.local.process import StackError, require_free
 from extproc.local.stack import Settings, Stack
 
 
@@ -16,10 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     env = os.environ.get
     parser.add_argument("--config", type=Path, default=default.config)
     parser.add_argument("--directory", type=Path, default=default.directory, help="logs and generated files")
-    parser.add_argument("--workers", type=int, default=int(env("WORKERS", "2")), help="processor workers (WORKERS)")
-    parser.add_argument("--http-port", type=int, default=int(env("HTTP_PORT", "8080")), help="(HTTP_PORT)")
-    parser.add_argument("--https-port", type=int, default=int(env("HTTPS_PORT", "8443")), help="(HTTPS_PORT)")
-    parser.add_argument("--admin-port", type=int, default=int(env("ADMIN_PORT", "9001")), help="(ADMIN_PORT)")
+    parser.add_argument("--workers", type=int, default=env("WORKERS", "2"), help="processor workers (WORKERS)")
+    parser.add_argument("--http-port", type=int, default=env("HTTP_PORT", "8080"), help="(HTTP_PORT)")
+    parser.add_argument("--https-port", type=int, default=env("HTTPS_PORT", "8443"), help="(HTTPS_PORT)")
+    parser.add_argument("--admin-port", type=int, default=env("ADMIN_PORT", "9001"), help="(ADMIN_PORT)")
     parser.add_argument(
         "--redis", default=env("REDIS_URL", ""), help="use this one instead of starting one (REDIS_URL)"
     )
@@ -29,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    return asyncio.run(_run(arguments))
+    with _alone(arguments.directory):
+        return asyncio.run(_run(arguments))
 
 
 async def _run(a: argparse.Namespace) -> int:
@@ -49,7 +53,7 @@ async def _run(a: argparse.Namespace) -> int:
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, stopping.set)
     print("starting the platform (logs in " + str(a.directory) + ")")
     environment = settings.directory / "env"
@@ -62,8 +66,7 @@ async def _run(a: argparse.Namespace) -> int:
         return 130
     stack = await starting
     try:
-        environment.write_text(_environment(stack))
-        environment.chmod(0o600)
+        _write_private(environment, _environment(stack))
         print(_how_to_call(stack, environment, Path.cwd()))
         await _watch(stack, stopping)
     finally:
@@ -86,7 +89,7 @@ async def _watch(stack: Stack, stopping: asyncio.Event) -> None:
         for child in stack.children.values():
             if child.ended and child.name not in told:
                 told.add(child.name)
-                print(f"! {child.name} ended: {child.last_words()} (log: {child.log})", file=sys.stderr, flush=True)
+                print(f"! {child.name} {child.ending()} (log: {child.log})", file=sys.stderr, flush=True)
         if told & {"envoy", "processor"}:
             return
         try:
@@ -95,12 +98,30 @@ async def _watch(stack: Stack, stopping: asyncio.Event) -> None:
             continue
 
 
+def _write_private(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Raises StackError if another run uses the directory: it holds certificates, logs and the file to source."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StackError(f"another run uses {directory}: stop it, or choose another with --directory") from error
+        yield
+
+
 def _environment(stack: Stack) -> str:
     return (
         f"export OPENAI_BASE_URL={stack.https_url}\n"
         f"export OPENAI_API_KEY={stack.api_key}\n"
         f"export SSL_CERT_FILE={stack.ca_file}\n"
-        f"export REDIS_URL={stack.redis_url}\n"
+        f"export LLM_MESH_REDIS={stack.redis_url}\n"  # not REDIS_URL: the next run would take it for its own
     )
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import random
 import signal
 import socket
 import time
@@ -15,6 +16,7 @@ from extproc.errors import LlmMeshError
 from extproc.orphans import die_with_parent
 
 _STOP_SECONDS = 10.0
+_PORTS = 20_000, 32_000
 _POLL_SECONDS = 0.02
 
 
@@ -66,6 +68,13 @@ class Child:
                 raise StackError(f"{self.name} is not ready after {seconds:.0f} s (log: {self.log})")
             await asyncio.sleep(_POLL_SECONDS)
 
+    def ending(self) -> str:
+        """How it ended, for people."""
+        status = None if self.process is None else self.process.returncode
+        if status is not None and status < 0:
+            return f"was ended by signal {-status} ({signal.Signals(-status).name})"
+        return f"ended with status {status}: {self.last_words()}"
+
     def last_words(self) -> str:
         lines = self.log.read_text(errors="replace").strip().splitlines() if self.log.exists() else []
         return lines[-1] if lines else "it said nothing"
@@ -97,10 +106,12 @@ async def answers(url: str, headers: Mapping[str, str] | None = None) -> bool:
 
 
 def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port: int = s.getsockname()[1]
-        return port
+    """A port below those that the kernel hands out: one of them could be gone again before it is bound."""
+    while True:
+        port = random.randrange(*_PORTS)  # noqa: S311  no secret
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 def require_free(port: int, variable: str) -> None:

@@ -262,8 +262,11 @@ def _beside(package: str) -> Path:
 async def _first_model(url: str) -> dict[str, Any]:
     import aiohttp  # noqa: PLC0415
 
+    if not url.startswith("http://"):
+        raise StackError(f"BACKEND {url}: a URL such as http://127.0.0.1:8000 is needed")
     try:
-        async with aiohttp.ClientSession() as session, session.get(f"{url.rstrip('/')}/v1/models") as response:
+        root = url.rstrip("/").removesuffix("/v1")
+        async with aiohttp.ClientSession() as session, session.get(f"{root}/v1/models") as response:
             listing = await response.json()
             card: dict[str, Any] = listing["data"][0]
             return card

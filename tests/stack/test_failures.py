@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self
 
+import httpx
 import msgspec
 import psutil
 import pytest
@@ -130,7 +131,12 @@ def workers(platform: Platform) -> list[psutil.Process]:
 
 
 def whole(platform: Platform) -> bool:
-    return bool(health(platform)["status"] == "ok")
+    """All parts say that they are well, and Envoy has heard it of all workers."""
+    if health(platform)["status"] != "ok":
+        return False
+    clusters = httpx.get(f"http://127.0.0.1:{platform.stack.envoy_port}/clusters?format=json").json()
+    hosts = [h for c in clusters["cluster_statuses"] if c["name"] == "llm-ext-proc" for h in c["host_statuses"]]
+    return not any(flag.startswith("failed_") for host in hosts for flag in host["health_status"])
 
 
 def all_settled(caller: Caller, traffic: Traffic, seconds: float = 10.0) -> dict[str, int]:
@@ -317,6 +323,37 @@ def test_a_worker_that_hangs_holds_up_only_its_own_and_is_passed_over(victim: Pl
     assert caller.reserved() == 0
 
 
+def test_a_worker_that_hangs_is_left_by_the_receipts_and_ended(victim: Platform) -> None:
+    """Whichever worker has the access log. What was on its way to it is swept later; what comes after is settled."""
+
+    def settles() -> bool:
+        with Caller(victim) as fresh:
+            if one(victim, post(fresh, body())).status != 200:
+                return False
+            with contextlib.suppress(AssertionError):
+                return bool(eventually(lambda: fresh.reserved() == 0, 1.0))
+            return False
+
+    for stuck in workers(victim):
+        stuck.suspend()
+        began = time.monotonic()
+        eventually(settles, 9)
+        print(f"receipts are settled again {time.monotonic() - began:.1f} s after a worker hung")
+        eventually(lambda stuck=stuck: not stuck.is_running() and whole(victim), 25)
+    victim.do(victim.store.sweep(0))
+
+
+def test_a_supervisor_that_is_killed_leaves_no_worker_to_take_the_next_ones_sockets(
+    victim: Platform, caller: Caller
+) -> None:
+    orphans = workers(victim)
+    os.kill(victim.stack.children["processor"].pid, signal.SIGKILL)
+    eventually(lambda: not any(orphan.is_running() for orphan in orphans), 5)
+    victim.do(victim.stack.restart("processor"))
+    eventually(lambda: one(victim, post(caller, body())).status == 200, 10)
+    assert [one(victim, post(caller, body())).status for _ in range(10)] == [200] * 10
+
+
 # --- Valkey -----------------------------------------------------------------------------------------------------------
 
 
@@ -325,6 +362,16 @@ def known_to_all_workers(caller: Caller, requests: int = 40) -> Caller:
     assert [one(caller.platform, post(caller, body())).status for _ in range(requests)] == [200] * requests
     caller.settled(requests)
     return caller
+
+
+@contextlib.contextmanager
+def back_again(platform: Platform) -> Iterator[None]:
+    """Valkey runs again at the end, whatever happened."""
+    try:
+        yield
+    finally:
+        if platform.stack.children["valkey"].ended:
+            platform.do(platform.stack.restart("valkey"))
 
 
 def test_valkey_killed_under_traffic_fails_no_request_and_what_waited_is_settled_once(
@@ -341,7 +388,7 @@ def test_valkey_killed_under_traffic_fails_no_request_and_what_waited_is_settled
         assert one(victim, post(asker, cached)).headers["x-llm-cache"] == "miss"
         asker.settled(41)
         assert one(victim, post(asker, cached)).headers["x-llm-cache"] == "hit"
-        with Traffic(caller) as traffic:
+        with Traffic(caller) as traffic, back_again(victim):
             victim.stack.children["valkey"].kill()
             traffic.more(100)
             eventually(lambda: health(victim)["redis"] == "down")

@@ -138,7 +138,7 @@ def test_a_wrong_command_line_says_what_is_wrong_and_makes_no_key(
 
 
 def test_without_redis_the_command_says_so() -> None:
-    done = cli(None, "keys", "--redis", "redis://127.0.0.1:1/0", "list")
+    done = cli(None, "keys", "list", "--redis", "redis://127.0.0.1:1/0")
     assert done.returncode == 1
     assert done.stderr.startswith("llm-mesh: ")
     assert "127.0.0.1" in done.stderr

@@ -41,7 +41,7 @@ class Run:
 
     @property
     def sockets(self) -> Path:
-        (url,) = [line.partition("=")[2] for line in self.env.read_text().splitlines() if "REDIS_URL" in line]
+        (url,) = [line.partition("=")[2] for line in self.env.read_text().splitlines() if "LLM_MESH_REDIS" in line]
         return Path(url.removeprefix("unix://")).parent
 
     def ready(self) -> None:
@@ -56,7 +56,7 @@ class Run:
 def started(folder: Path, **ports: int) -> Iterator[Run]:
     numbers = {"HTTP_PORT": free_port(), "HTTPS_PORT": free_port(), "ADMIN_PORT": free_port(), **ports}
     environment = {**os.environ, **{name: str(number) for name, number in numbers.items()}}
-    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "REDIS_URL", "BACKEND", "WORKERS"):
+    for name in ("OPENAI_BASE_URL", "OPENAI_API_KEY", "REDIS_URL", "LLM_MESH_REDIS", "BACKEND", "WORKERS"):
         environment.pop(name, None)
     directory = folder / "run"
     command = [COMMAND, "run", "--directory", directory, "--workers", "1", "--decode-ms-per-token", "0"]
@@ -135,6 +135,15 @@ def test_a_killed_run_takes_its_children_with_it(tmp_path: Path) -> None:
         shutil.rmtree(run.sockets)  # nobody is left to do it
 
 
+def test_a_second_run_in_the_same_directory_is_refused(tmp_path: Path) -> None:
+    with started(tmp_path) as run:
+        run.ready()
+        with started(tmp_path) as second:
+            assert second.process.wait(timeout=20) == 1
+            assert "another run uses" in second.said
+        assert run.env.exists()
+
+
 @pytest.mark.parametrize("variable", ["HTTP_PORT", "HTTPS_PORT", "ADMIN_PORT"])
 def test_a_taken_port_is_named_with_what_to_do(tmp_path: Path, variable: str) -> None:
     with socket.socket() as taken:
@@ -154,13 +163,13 @@ def test_a_backend_that_ends_is_said_and_lived_without(tmp_path: Path) -> None:
         run.ready()
         (backend,) = [p for p in run.children() if "extproc.sim" in p.cmdline() and "codellama" in str(p.cmdline())]
         backend.kill()
-        eventually(lambda: "! backend-codellama ended" in run.said)
+        eventually(lambda: "! backend-codellama was ended by signal" in run.said)
         call = shell(f"source {run.env}; {sys.executable} -c '{CALL}'")
         assert call.returncode == 0, call.stderr
         (envoy,) = [p for p in run.children() if p.cmdline()[:1] and p.cmdline()[0].endswith("/envoy")]
         children = run.children()
         envoy.kill()
         assert run.process.wait(timeout=10) == 1
-        assert "! envoy ended" in run.said
+        assert "! envoy was ended by signal" in run.said
         assert alive(children) == []
         assert not run.env.exists()
