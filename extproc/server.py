@@ -5,6 +5,7 @@ stops, and what waits to be settled is settled.
 """
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -49,8 +50,17 @@ def _server_options(max_body_bytes: int) -> list[tuple[str, int]]:
     ]
 
 
+def _wake_gently() -> None:
+    """Batch scheduling, where there is such a thing: gRPC's poller wakes five times a request, and by default each time
+    it pushes the thread aside that works on the requests. 8–12 % less CPU (docs/decisions/007)."""
+    if hasattr(os, "SCHED_BATCH"):
+        with contextlib.suppress(OSError):
+            os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+
+
 async def serve(options: Options) -> None:
     """Run one worker until SIGTERM or SIGINT, then drain."""
+    _wake_gently()  # before gRPC makes its threads: they inherit it
     catalogue = config.load(Path(options.config).read_bytes(), options.config)
     store = RedisStore(options.redis_url, timeout_seconds=options.redis_timeout_seconds)
     await store.start()
