@@ -19,6 +19,7 @@ from extproc.sim.bodies import (
 )
 from extproc.sim.text import instance, key_of, mix, tokenize
 
+MAX_LOGPROBS = 20  # vLLM's --max-logprobs
 _COMPLETIONS_MAX_TOKENS = 16
 
 
@@ -53,7 +54,7 @@ def from_chat(request: ChatRequest, max_model_len: int) -> Ask:
         ask = _common(request, [prompt], request.max_completion_tokens, max_model_len, "max_completion_tokens")
     else:
         ask = _common(request, [prompt], request.max_tokens, max_model_len)
-    ask.logprobs = top if request.logprobs else None
+    ask.logprobs = _at_most(top, "top_logprobs") if request.logprobs else None
     ask.json_text, ask.tool = _constrained(request.response_format, request.tools, request.tool_choice, prompt)
     ask.named_tool = isinstance(request.tool_choice, dict)
     return ask
@@ -65,9 +66,16 @@ def from_completion(request: CompletionRequest, max_model_len: int, detokenize: 
     prompts = _inputs(request.prompt, detokenize)
     limit = _COMPLETIONS_MAX_TOKENS if request.max_tokens is None else request.max_tokens
     ask = _common(request, prompts, limit, max_model_len)
-    ask.logprobs, ask.echo = request.logprobs, bool(request.echo)
+    ask.logprobs, ask.echo = _at_most(request.logprobs, "logprobs"), bool(request.echo)
     ask.json_text, _ = _constrained(request.response_format, None, None, prompts[0])
     return ask
+
+
+def _at_most(logprobs: int | None, param: str) -> int | None:
+    if logprobs is not None and logprobs > MAX_LOGPROBS:
+        words = f"Requested sample logprobs of {logprobs}, which is greater than max allowed: {MAX_LOGPROBS}"
+        raise Refusal(400, words, "BadRequestError", param)
+    return logprobs
 
 
 def from_responses(request: ResponsesRequest, max_model_len: int) -> Ask:

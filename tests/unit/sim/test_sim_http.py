@@ -84,6 +84,7 @@ async def test_without_usage_the_last_content_chunk_carries_the_fingerprint(star
         ("/v1/chat/completions", {"top_p": 2}, "BadRequestError", "top_p", "(0, 1]"),
         ("/v1/chat/completions", {"n": 0}, "BadRequestError", None, "at least 1"),
         ("/v1/chat/completions", {"top_logprobs": 2}, "Bad Request", "top_logprobs", "logprobs"),
+        ("/v1/completions", {"prompt": "x", "logprobs": 21}, "BadRequestError", "logprobs", "max allowed: 20"),
         (
             "/v1/chat/completions",
             {"stream_options": {"include_usage": True}},
