@@ -10,21 +10,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from extproc.status import Status
+
 _STALE_SECONDS = 5.0
-
-
-class _Status(msgspec.Struct):
-    """What a worker writes each second (server.Status)."""
-
-    index: int
-    pid: int
-    time: float
-    revision: str
-    config_error: str
-    store_up: bool
-    models_down: list[str]
-    models: list[str]
-    backlog: int
 
 
 class Admin:
@@ -64,16 +52,16 @@ class Admin:
         MultiProcessCollector(registry, path=str(self._metrics_dir))  # type: ignore[no-untyped-call]
         return generate_latest(registry)
 
-    def _statuses(self) -> list[_Status]:
+    def _statuses(self) -> list[Status]:
         found = []
         for path in sorted(self._runtime.glob("worker-*.json")):
-            status = msgspec.json.decode(path.read_bytes(), type=_Status)
+            status = msgspec.json.decode(path.read_bytes(), type=Status)
             if time.time() - status.time < _STALE_SECONDS:
                 found.append(status)
         return found
 
 
-def summarize(statuses: list[_Status], workers: int) -> dict[str, object]:
+def summarize(statuses: list[Status], workers: int) -> dict[str, object]:
     """`ok`; `degraded`: requests are answered, but something is away; `down`: no worker answers."""
     models = {m: "up" for s in statuses for m in s.models}
     models |= {m: "no healthy upstream" for s in statuses for m in s.models_down}

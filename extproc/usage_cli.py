@@ -14,18 +14,9 @@ from rich.table import Table
 from extproc.admission import UsageRow
 from extproc.keys_cli import UsageError
 from extproc.store import RedisStore
+from extproc.store.keyspace import METRICS
 
 DIMENSIONS = ("day", "tenant", "user", "key", "model")
-_SUMS = (
-    "requests",
-    "hits",
-    "errors",
-    "estimated",
-    "prompt_tokens",
-    "completion_tokens",
-    "cached_tokens",
-    "cost_micros",
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser, redis_url: str) -> None:
@@ -51,10 +42,10 @@ def _run(a: argparse.Namespace) -> int:
     rows = asyncio.run(_read(a.redis, since, until))
     table = summarize(rows, by)
     if a.json:
-        heads = [*by, *_SUMS]
+        heads = [*by, *METRICS]
         print(msgspec.json.format(msgspec.json.encode([dict(zip(heads, r, strict=True)) for r in table])).decode())
     elif a.csv:
-        csv.writer(sys.stdout).writerows([[*by, *_SUMS], *table])
+        csv.writer(sys.stdout).writerows([[*by, *METRICS], *table])
     else:
         _show(by, table, since, until)
     return 0
@@ -79,12 +70,12 @@ def _day(text: str, today: date) -> date:
 
 
 def summarize(rows: Iterable[UsageRow], by: Sequence[str]) -> list[list[str | int]]:
-    """One line per combination of the dimensions, the dearest first: dimensions, then sums as in _SUMS."""
+    """One line per combination of the dimensions, the dearest first: dimensions, then sums as in METRICS."""
     sums: dict[tuple[str, ...], list[int]] = {}
     for row in rows:
         group = tuple(str(getattr(row, "key_id" if d == "key" else d)) for d in by)
-        total = sums.setdefault(group, [0] * len(_SUMS))
-        for i, name in enumerate(_SUMS):
+        total = sums.setdefault(group, [0] * len(METRICS))
+        for i, name in enumerate(METRICS):
             total[i] += getattr(row, name)
     ordered = sorted(sums.items(), key=lambda item: (-item[1][-1], -item[1][0], item[0]))
     return [[*group, *total] for group, total in ordered]
@@ -113,7 +104,7 @@ def _show(by: Sequence[str], table: list[list[str | int]], since: date, until: d
 
 
 def _total(table: list[list[str | int]], first: int) -> list[int]:
-    return [sum(int(line[first + i]) for line in table) for i in range(len(_SUMS))]
+    return [sum(int(line[first + i]) for line in table) for i in range(len(METRICS))]
 
 
 def _cells(line: list[str | int], first: int) -> list[str]:

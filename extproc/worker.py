@@ -18,6 +18,7 @@ from extproc import config, keys, metrics, tracing
 from extproc.admission import Store
 from extproc.errors import ConfigError, StoreUnavailable
 from extproc.health import Health
+from extproc.status import Status
 from extproc.store import MemoryStore
 
 log = logging.getLogger("llm-mesh")
@@ -36,20 +37,6 @@ class Options(msgspec.Struct, frozen=True):
     status_file: str = ""
     drain_seconds: float = 2.0  # serving on while Envoy's health check notices
     redis_timeout_seconds: float = 0.1
-
-
-class Status(msgspec.Struct, frozen=True):
-    """What a worker tells the admin port, once a second."""
-
-    index: int
-    pid: int
-    time: float
-    revision: str
-    config_error: str
-    store_up: bool
-    models: list[str]
-    models_down: list[str]
-    backlog: int
 
 
 class Worker:

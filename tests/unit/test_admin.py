@@ -4,14 +4,14 @@ from typing import Any
 
 import pytest
 
-from extproc.admin import _Status, summarize
-from extproc.worker import Status
+from extproc.admin import summarize
+from extproc.status import Status
 
 
-def status(**fields: Any) -> _Status:
+def status(**fields: Any) -> Status:
     usual = {"index": 0, "pid": 7, "time": 1.0, "revision": "a", "config_error": "", "store_up": True}
     rest = {"models_down": [], "models": ["llama2", "mistral"], "backlog": 0}
-    return _Status(**{**usual, **rest, **fields})
+    return Status(**{**usual, **rest, **fields})
 
 
 def test_all_well_is_ok() -> None:
@@ -45,7 +45,3 @@ def test_backlogs_and_revisions_of_all_workers_are_shown() -> None:
     report = summarize([status(backlog=2, revision="b"), status(backlog=3)], 2)
     assert report["settlement_backlog"] == 5
     assert report["config"] == {"revisions": ["a", "b"], "errors": []}
-
-
-def test_what_a_worker_writes_is_what_is_read() -> None:
-    assert set(_Status.__struct_fields__) == set(Status.__struct_fields__)
