@@ -107,7 +107,7 @@ def running(settings: Settings) -> Iterator[Platform]:
         platform.close()
 
 
-def eventually(check: Callable[[], T], seconds: float = 8.0) -> T:
+def eventually(check: Callable[[], T], seconds: float = 20.0) -> T:
     """Ask again until the answer is truthy. What is checked says what it saw last."""
     deadline = time.monotonic() + seconds
     while not (value := check()):
