@@ -139,14 +139,14 @@ def whole(platform: Platform) -> bool:
     return not any(flag.startswith("failed_") for host in hosts for flag in host["health_status"])
 
 
-def all_settled(caller: Caller, traffic: Traffic, seconds: float = 10.0) -> dict[str, int]:
-    """The account when nothing is reserved any more and every good answer is in it."""
+def all_settled(caller: Caller, traffic: Traffic, before: int = 0, seconds: float = 20.0) -> dict[str, int]:
+    """The account when nothing is reserved any more and every good answer is in it, after `before` earlier ones."""
 
     deadline = time.monotonic() + seconds
     while True:
         account: dict[str, int] = caller.account()
         reserved = caller.reserved() // 2
-        if account["requests"] - account["errors"] >= traffic.good() and not reserved:
+        if account["requests"] - account["errors"] >= before + traffic.good() and not reserved:
             return account
         assert time.monotonic() < deadline, f"{traffic.good()} answers; {reserved} still reserved; {account}"
         time.sleep(0.02)
@@ -406,7 +406,7 @@ def test_valkey_killed_under_traffic_fails_no_request_and_what_waited_is_settled
             eventually(lambda: whole(victim))
             traffic.more(100)
         assert traffic.failed() == []
-        account = all_settled(caller, traffic)
+        account = all_settled(caller, traffic, 40)
         assert (account["requests"], account["errors"]) == (40 + len(traffic.outcomes), 0)
         eventually(lambda: health(victim)["settlement_backlog"] == 0)
         assert one(victim, post(stranger, body())).status == 200
@@ -432,7 +432,7 @@ def test_valkey_that_hangs_delays_a_request_once_and_then_none(victim: Platform,
     print(f"valkey stopped: {len(slow)} of {len(hung)} waited, {max(hung):.2f} s at most")
     assert max(hung) < 0.6
     assert len(slow) <= 4 * 3 + len(hung) * 0.05
-    account = all_settled(caller, traffic)
+    account = all_settled(caller, traffic, 40)
     assert account["requests"] == 40 + len(traffic.outcomes)
 
 
