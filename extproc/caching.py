@@ -223,18 +223,15 @@ def _data(event: Json) -> bytes:
     return b"data: " + msgspec.json.encode(event) + b"\n\n"
 
 
-def _marks(answer: Json) -> Json:
-    return {name: answer[name] for name in ("system_fingerprint", "service_tier") if answer.get(name) is not None}
+def _head(answer: Json, kind: str) -> Json:
+    """What every chunk of a stream repeats."""
+    head = {"id": answer["id"], "object": kind, "created": answer["created"], "model": answer["model"]}
+    marks = ("system_fingerprint", "service_tier")
+    return {**head, **{name: answer[name] for name in marks if answer.get(name) is not None}}
 
 
 def _unfold_chat(answer: Json, include_usage: bool) -> Iterator[Json]:
-    head = {
-        "id": answer["id"],
-        "object": "chat.completion.chunk",
-        "created": answer["created"],
-        "model": answer["model"],
-        **_marks(answer),
-    }
+    head = _head(answer, "chat.completion.chunk")
     _expect(answer, *head, "choices", "usage", "system_fingerprint", "service_tier")
     for choice in answer["choices"]:
         _expect(choice, "index", "message", "logprobs", "finish_reason", "stop_reason")
@@ -253,13 +250,7 @@ def _unfold_chat(answer: Json, include_usage: bool) -> Iterator[Json]:
 
 
 def _unfold_completion(answer: Json, include_usage: bool) -> Iterator[Json]:
-    head = {
-        "id": answer["id"],
-        "object": "text_completion",
-        "created": answer["created"],
-        "model": answer["model"],
-        **_marks(answer),
-    }
+    head = _head(answer, "text_completion")
     _expect(answer, *head, "choices", "usage", "system_fingerprint", "service_tier")
     for choice in answer["choices"]:
         _expect(choice, "index", "text", "logprobs", "finish_reason", "stop_reason")

@@ -2,7 +2,7 @@
 
 Read once into frozen structs (`Config`), then compiled into look-up tables (`Catalogue`) that requests use. Unknown
 fields and dangling names are refused, each with file:line. A reload swaps the catalogue by one assignment; a request
-keeps the one that it began with. This module reads bytes that it is given: who reads files and when is server.py's.
+keeps the one that it began with. This module reads bytes that it is given: who reads files and when is worker.py's.
 """
 
 import hashlib

@@ -34,18 +34,6 @@ _ATTRIBUTES = {  # of mesh/envoyfilter/ext-proc.yaml -> the headers' names
         for name in ("authorization", "cache-control", "content-encoding", "content-type", "traceparent")
     },
 }
-_METHODS = [
-    "",
-    "GET",
-    "HEAD",
-    "POST",
-    "PUT",
-    "DELETE",
-    "CONNECT",
-    "OPTIONS",
-    "TRACE",
-    "PATCH",
-]  # of envoy RequestMethod
 
 parse_access_logs = StreamAccessLogsMessage.FromString
 _encoder = msgspec.json.Encoder()

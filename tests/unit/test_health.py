@@ -9,7 +9,7 @@ DOWN_MS = 5000
 
 
 class Shared:
-    """Two workers and what they share, as server.py joins them."""
+    """Two workers and what they share, as worker.py joins them."""
 
     def __init__(self) -> None:
         self.workers = Health(DOWN_MS), Health(DOWN_MS)
