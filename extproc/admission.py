@@ -18,7 +18,7 @@ class Limits(msgspec.Struct, frozen=True):
 
     The two rates are token buckets per tenant and user: they hold `burst_*` at most and refill at
     `*_per_minute` ÷ 60 a second. The budget is per tenant and calendar month (UTC), the cap on requests in
-    flight per key.
+    flight per key and user: a key has one user, but all callers with tokens share one key id.
     """
 
     requests_per_minute: int = 100
@@ -50,7 +50,7 @@ class Outcome(enum.IntEnum):
     REQUESTS = 2  # requests per minute are used up
     TOKENS = 3  # tokens per minute are used up
     BUDGET = 4  # the tenant's money for this month is used up
-    IN_FLIGHT = 5  # too many of this key's requests are under way
+    IN_FLIGHT = 5  # too many of this key's and user's requests are under way
 
 
 class Level(msgspec.Struct, frozen=True):

@@ -49,7 +49,7 @@ def _add_serve(p: argparse.ArgumentParser) -> None:
     p.add_argument("--workers", type=int, default=1, help="processes; one uses up to one core (default 1)")
     p.add_argument("--replicas", type=int, default=1, help="gateway pods; limits are shared out while Redis is away")
     p.add_argument("--redis", default=_REDIS, metavar="URL", help="redis://, rediss:// or unix:// (or REDIS_URL)")
-    p.add_argument("--admin", default="127.0.0.1:9001", metavar="HOST:PORT", help="/health and /metrics")
+    p.add_argument("--admin", default="127.0.0.1:9001", metavar="HOST:PORT", help="/health, /ready, /live and /metrics")
     p.add_argument("--drain-seconds", type=float, default=2.0, help="serve on for so long after SIGTERM")
     p.add_argument("--redis-timeout-ms", type=int, default=100)
     p.set_defaults(run=_serve)
@@ -66,7 +66,7 @@ def _serve(a: argparse.Namespace) -> int:
         workers=a.workers,
         replicas=a.replicas,
         redis_url=a.redis,
-        admin_host=host,
+        admin_host=host.strip("[]"),
         admin_port=int(port),
         drain_seconds=a.drain_seconds,
         redis_timeout_ms=a.redis_timeout_ms,

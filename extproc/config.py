@@ -68,12 +68,20 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens_per_minute: Count = 0
     burst_tokens: Count | None = None
     budget_usd_per_month: Dollars = 0.0  # per tenant
-    max_in_flight: Count = 0  # per key
+    max_in_flight: Count = 0  # per key; of token callers per user
 
 
 class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     limits: LimitsConfig
+
+
+class JwtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Callers whose token the gateway has verified: only with this section are they taken. Their limits are those of
+    their tenant."""
+
+    models: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] = ("*",)  # public names; * = all
+    max_in_flight: Count | None = None  # per user, instead of the tenant's
 
 
 class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,6 +96,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tasks: dict[str, str] = {}
     limits: LimitsConfig = LimitsConfig()
     tenants: tuple[TenantConfig, ...] = ()
+    jwt: JwtConfig | msgspec.UnsetType = msgspec.UNSET
     cache: CacheConfig = CacheConfig()
     max_body_bytes: Positive = 4_194_304  # Envoy's request buffer is set from the same number
     key_grace_seconds: Count = 300  # how long known keys are honoured while Redis is away
@@ -249,6 +258,12 @@ def _contradictions(config: Config) -> list[tuple[Path, str]]:
         for task, name in config.tasks.items()
         if name not in known
     ]
+    if isinstance(config.jwt, JwtConfig):
+        found += [
+            (["jwt", "models", i], f"`{name}` is no model of this file")
+            for i, name in enumerate(config.jwt.models)
+            if name not in known | {"*"}
+        ]
     if config.default_model not in known:
         found.append((["default_model"], f"`{config.default_model}` is no model of this file"))
     return found

@@ -20,7 +20,7 @@ NO_LIMITS = Limits(requests_per_minute=0, burst_requests=0)
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who asks, as the key says."""
+    """Who asks, as the key or the token says."""
 
     key: KeyRecord
     limits: Limits
@@ -198,7 +198,7 @@ def refusal(admission: Admission, plan: Plan) -> ApiError:
         kind = "tokens"
         text = f"{limits.tokens_per_minute} tokens per minute; this request needs up to {plan.claim.tokens}"
     else:
-        kind, text = "requests", f"{limits.max_in_flight} requests in flight on this key"
+        kind, text = "requests", f"{limits.max_in_flight} requests in flight at a time"
     message = f"Rate limit reached for {who}: {text}. Please try again in {wait}."
     return ApiError(429, "rate_limit_exceeded", message, kind=kind, retry_after_ms=admission.retry_after_ms)
 

@@ -7,6 +7,7 @@ unknown ones refused.
 """
 
 import hashlib
+import re
 import secrets
 import time
 from collections import OrderedDict
@@ -18,6 +19,8 @@ from extproc.admission import KeyRecord, Store
 from extproc.errors import ApiError, StoreUnavailable, invalid_api_key, unavailable
 
 PREFIX = "sk-llm-"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")  # of a tenant or user: the whole of it
+NAME_RULE = "letters, digits and . _ @ - only, 63 at most"
 _MAX_REMEMBERED = 100_000
 T = TypeVar("T")
 _REFUSAL_SECONDS = 1.0  # how long an unknown key is refused without asking the store again
@@ -91,6 +94,12 @@ def _remember(table: "OrderedDict[str, T]", digest: str, value: T) -> None:
     table.move_to_end(digest)
     if len(table) > _MAX_REMEMBERED:
         table.popitem(last=False)
+
+
+def is_ours(authorization: str) -> bool:
+    """Whether it shows something like a key of ours, which `bearer` is to judge."""
+    scheme, _, key = authorization.partition(" ")
+    return key.startswith(PREFIX) and scheme.lower() == "bearer"
 
 
 def bearer(authorization: str) -> str:

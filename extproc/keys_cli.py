@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import csv
-import re
 import sys
 import time
 from collections.abc import Awaitable, Callable
@@ -17,7 +16,6 @@ from extproc.admission import KeyRecord
 from extproc.errors import LlmMeshError
 from extproc.store import RedisStore
 
-_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._@-]{0,62}$")
 _UNITS = {"m": 60, "h": 3600, "d": 86400}
 _LIMITS = {
     "requests_per_minute": "per user; 0 = none",
@@ -53,8 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser, redis_url: str) -> None:
 
 
 def _name(text: str) -> str:
-    if not _NAME.match(text):
-        raise argparse.ArgumentTypeError(f"`{text}`: letters, digits and . _ @ - only, 63 at most")
+    if not keys.NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"`{text}`: {keys.NAME_RULE}")
     return text
 
 

@@ -14,13 +14,13 @@ from typing import Any
 
 import msgspec
 
-from extproc import chat, config, decision, keys, metrics, models_api, tracing, wire
-from extproc.admission import Admission, Claim, KeyRecord, Limits
+from extproc import chat, config, decision, metrics, models_api, tracing, wire
+from extproc.admission import Admission, Claim, Limits
+from extproc.callers import Callers
 from extproc.errors import ApiError, StoreUnavailable, invalid, too_large, unsupported_media
-from extproc.worker import Worker, now_ms
+from extproc.worker import Worker
 
 log = logging.getLogger("llm-mesh")
-_MAX_CALLERS = 10_000
 
 
 class Processor:
@@ -28,8 +28,7 @@ class Processor:
         self._worker = worker
         boot = secrets.token_hex(8)
         self._ids = (f"{boot}-{n:x}" for n in itertools.count())
-        # Made from a key's record and a catalogue, and good as long as both are the same objects.
-        self._callers: dict[str, tuple[KeyRecord, config.Catalogue, decision.Caller]] = {}
+        self._callers = Callers(worker.keys)
 
     async def process(self, message: Any, _context: Any) -> bytes:
         """Raises WireError for a message that is no request; the stream then ends with an error, and Envoy refuses."""
@@ -42,7 +41,7 @@ class Processor:
         request_id = next(self._ids)
         caller = None
         try:
-            caller = await self._identify(head, catalogue)
+            caller = await self._callers.identify(head, catalogue)
             endpoint = chat.PATHS.get(head.path) if head.method == "POST" else None
             if endpoint is None:
                 listing = models_api.answer(catalogue, head.method, head.path, caller.key.models)
@@ -55,20 +54,6 @@ class Processor:
             log.exception("request failed")
             failure = ApiError(500, "internal_error", "The request could not be decided.", kind="server_error")
             return wire.reject(decision.Reject(failure, {}, _bare_ticket(request_id, head, caller)))
-
-    async def _identify(self, head: wire.Head, catalogue: config.Catalogue) -> decision.Caller:
-        """Who asks. Raises ApiError (401, 503)."""
-        digest = keys.digest(keys.bearer(head.get("authorization")))
-        record = self._worker.keys.recall(digest) or await self._worker.keys.find(digest)
-        keys.check(record, now_ms())
-        known = self._callers.get(digest)
-        if known is not None and known[0] is record and known[1] is catalogue:
-            return known[2]
-        caller = decision.Caller(record, catalogue.limits_of(record.tenant, record.limits))
-        if len(self._callers) >= _MAX_CALLERS:
-            self._callers.clear()
-        self._callers[digest] = (record, catalogue, caller)
-        return caller
 
     async def _decide(
         self,

@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ from extproc.worker import Options, Worker
 
 log = logging.getLogger("llm-mesh")
 _POLL_SECONDS = 1.0
+_FIRST_SECONDS = 0.2  # between two looks for a store that was never reached
 _SWEEP_SECONDS = 30.0
+_SOCKET_MODE = 0o660  # Envoy may run as another user of the group that owns the sockets' directory
+_LAST_SETTLE_SECONDS = 5.0  # for what the store did not take before the end
 _READY = "llm_mesh"  # the health service's name, as in mesh/envoyfilter/cluster-ext-proc.yaml
 
 
@@ -76,8 +80,10 @@ async def serve(options: Options) -> None:
         loop.add_signal_handler(number, stopping.set)
     await worker.poll()
     server.add_insecure_port(options.bind)
+    if options.bind.startswith("unix:"):
+        Path(options.bind.removeprefix("unix:")).chmod(_SOCKET_MODE)
     await server.start()
-    await _set_health(health, health_pb2.HealthCheckResponse.SERVING)
+    await _tell(health, serving=worker.serves())
     worker.write_status()
     parent = os.getppid()
     gc.collect()
@@ -85,25 +91,48 @@ async def serve(options: Options) -> None:
     gc.set_threshold(50_000, 20, 50)  # requests leave no cycles behind: the default looks every third one
     housekeeping = [
         asyncio.create_task(_every_second(worker, settler, parent, stopping)),
+        asyncio.create_task(_announce(worker, health, stopping)),
         asyncio.create_task(_every_half_minute(worker)),
     ]
     await stopping.wait()
-    await _set_health(health, health_pb2.HealthCheckResponse.NOT_SERVING)
+    await _tell(health, serving=False)
     await asyncio.sleep(options.drain_seconds)
     settler.stop()
     await server.stop(grace=5.0)
     for task in housekeeping:
         task.cancel()
     await asyncio.gather(*housekeeping, return_exceptions=True)
-    await settler.retry_backlog()
+    await _settle_rest(settler)
     if worker.tracer:
         worker.tracer.close()
     await store.aclose()
 
 
-async def _set_health(health: Any, status: Any) -> None:
+async def _settle_rest(settler: Settler) -> None:
+    """What is not settled now stays charged as it was reserved: a store that is away gets a moment to come back."""
+    deadline = time.monotonic() + _LAST_SETTLE_SECONDS
+    await settler.retry_backlog()
+    while settler.backlog and time.monotonic() < deadline:
+        await asyncio.sleep(_LAST_SETTLE_SECONDS / 50)
+        await settler.retry_backlog()
+    if settler.backlog:
+        log.error("%d requests are not settled: Redis is away", len(settler.backlog))
+
+
+async def _tell(health: Any, *, serving: bool) -> None:
+    answers = health_pb2.HealthCheckResponse
     for name in ("", _READY):
-        await health.set(name, status)
+        await health.set(name, answers.SERVING if serving else answers.NOT_SERVING)
+
+
+async def _announce(worker: Worker, health: Any, stopping: asyncio.Event) -> None:
+    """To Envoy's health checks, once, that requests can come."""
+    while not worker.serves():
+        await asyncio.sleep(_FIRST_SECONDS)
+        await worker.poll()
+    if not stopping.is_set():
+        await _tell(health, serving=True)
+        worker.write_status()
 
 
 async def _every_second(worker: Worker, settler: Settler, parent: int, stopping: asyncio.Event) -> None:

@@ -11,6 +11,7 @@ class Status(msgspec.Struct, frozen=True):
     time: float
     revision: str
     config_error: str
+    serving: bool  # it takes requests
     store_up: bool
     models: list[str]
     models_down: list[str]

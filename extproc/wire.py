@@ -24,6 +24,7 @@ PROCESS = "envoy.service.ext_proc.v3.ExternalProcessor"
 ACCESS_LOGS = "envoy.service.accesslog.v3.AccessLogService"
 NAMESPACE = "llm"  # for usage.lua, which copies all of it
 TICKET_NAMESPACE = "llm.ticket"  # for the settlement alone
+TENANT, USER = "x-llm-tenant", "x-llm-user"  # whom a verified token was issued to
 _JSON = "application/json"
 _FILTER = "envoy.filters.http.ext_proc"  # the key of its attributes
 _ATTRIBUTES = {  # of mesh/envoyfilter/ext-proc.yaml -> the headers' names
@@ -31,7 +32,15 @@ _ATTRIBUTES = {  # of mesh/envoyfilter/ext-proc.yaml -> the headers' names
     "request.path": ":path",
     **{
         f"request.headers['{name}']": name
-        for name in ("authorization", "cache-control", "content-encoding", "content-type", "traceparent")
+        for name in (
+            "authorization",
+            "cache-control",
+            "content-encoding",
+            "content-type",
+            "traceparent",
+            TENANT,
+            USER,
+        )
     },
 }
 

@@ -23,6 +23,7 @@ from extproc.store import MemoryStore
 
 log = logging.getLogger("llm-mesh")
 _OVERDUE_MS = 900_000  # a reservation this old counts as unsettled; few streams last so long
+_ALONE_SECONDS = 30.0  # a worker that has never reached the store knows no key: it waits for so long before it serves
 _RATIO_WEIGHT = 0.05  # of one receipt in the tokens-per-byte average
 
 
@@ -50,6 +51,9 @@ class Worker:
         self.ratios: dict[str, float] = {}
         self.tracer = tracing.Tracer() if tracing.wanted() else None
         self.store_up = True
+        self.reached = False  # the store, once
+        self._begun = time.monotonic()
+        self._store_away = ""  # why, as it was told last
         self.config_error = ""
         self.backlog = 0  # the settler's, for the status
         self._learned: set[str] = set()
@@ -93,19 +97,24 @@ class Worker:
         except StoreUnavailable:
             metrics.STORE_ERRORS.labels("publish").inc()
 
+    def serves(self) -> bool:
+        """Whether requests are to be sent here. A store that goes away later changes nothing."""
+        return self.reached or time.monotonic() - self._begun > _ALONE_SECONDS
+
     # --- what happens every second ------------------------------------------------------------------------------------
 
     async def poll(self) -> None:
         try:
             shared = await self.store.shared(_OVERDUE_MS)
         except StoreUnavailable as error:
-            if self.store_up:
-                log.error("Redis is away: %s", error)  # noqa: TRY400  not a fault of ours
-            self.store_up = False
+            why = str(error)
+            if self.store_up or why != self._store_away:  # trouble may change while it lasts, and each kind is told
+                log.error("Redis is away: %s", why)  # noqa: TRY400  not a fault of ours
+            self.store_up, self._store_away = False, why
         else:
             if not self.store_up:
                 log.warning("Redis is back")
-            self.store_up = True
+            self.store_up = self.reached = True
             self.keys.confirm(shared.keys_revision)
             self.health.merge(shared.down_until_ms, now_ms())
             await self._share_ratios(shared.tokens_per_byte)
@@ -142,6 +151,7 @@ class Worker:
             time=time.time(),
             revision=self.catalogue.revision,
             config_error=self.config_error,
+            serving=self.serves(),
             store_up=self.store_up,
             models=list(self.catalogue.models),
             models_down=[m for m in self.health.down() if m in self.catalogue.models],

@@ -9,18 +9,34 @@ import pytest
 from stack_rig import Caller, MakeCaller, Platform, StartPlatform, running
 
 from extproc.local.stack import Settings
+from tools.cluster.mesh import MeshSettings
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--mesh", type=Path, metavar="OVERLAY", help="run on a real control plane what the overlay says")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On a mesh, what is about the local stack's own parts is left out."""
+    if config.getoption("--mesh"):
+        items[:] = [item for item in items if not item.get_closest_marker("local")]
 
 
 @pytest.fixture(scope="session")
-def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+def platform(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """The platform with two workers, shared by all tests that do not break it."""
-    with running(Settings(tmp_path_factory.mktemp("platform"), drain_seconds=1.0)) as platform:
+    directory = tmp_path_factory.mktemp("platform")
+    overlay = request.config.getoption("--mesh")
+    local = Settings(directory, drain_seconds=1.0)
+    with running(MeshSettings(directory, overlay) if overlay else local) as platform:
         yield platform
 
 
 @pytest.fixture
-def start_platform(tmp_path: Path) -> StartPlatform:
+def start_platform(request: pytest.FixtureRequest, tmp_path: Path) -> StartPlatform:
     """A platform of the test's own, to be broken: `with start_platform(workers=1) as platform:`."""
+    if request.config.getoption("--mesh"):
+        pytest.skip("breaks the local stack's own parts")
     return lambda **settings: running(Settings(tmp_path / "platform", **settings))
 
 

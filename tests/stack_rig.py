@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -29,6 +30,7 @@ from extproc.local.stack import ROOT, Settings, Stack
 from extproc.pricing import cost_micros
 from extproc.store import RedisStore
 from extproc.store.keyspace import METRICS
+from tools.cluster.mesh import MeshSettings, MeshStack
 
 T = TypeVar("T")
 Json = dict[str, Any]
@@ -48,18 +50,18 @@ _numbers = itertools.count()
 class Platform:
     """A running stack, driven from synchronous tests: its event loop has a thread of its own."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, stack: Callable[[], Stack | MeshStack]) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self.stack: Stack = self.do(_made(settings))
+        self.stack: Any = self.do(_started(stack))
         self.store: RedisStore = self.do(_connected(self.stack.redis_url))
         self.redis: redis.Redis[str] = redis.Redis.from_url(self.stack.redis_url, decode_responses=True)
 
     def do(self, work: Any) -> Any:
         """Run a coroutine of the stack's and wait for it."""
         done: Future[Any] = asyncio.run_coroutine_threadsafe(work, self._loop)
-        return done.result(timeout=90)
+        return done.result(timeout=300)
 
     def close(self) -> None:
         self.redis.close()
@@ -86,10 +88,8 @@ class Platform:
         return openai.OpenAI(base_url=self.stack.base_url, api_key=key or self.key(), max_retries=0, **options)
 
 
-async def _made(settings: Settings) -> Stack:
-    stack = Stack(settings)
-    await stack.__aenter__()
-    return stack
+async def _started(make: Callable[[], Stack | MeshStack]) -> Stack | MeshStack:
+    return await make().__aenter__()
 
 
 async def _connected(url: str) -> RedisStore:
@@ -99,8 +99,11 @@ async def _connected(url: str) -> RedisStore:
 
 
 @contextlib.contextmanager
-def running(settings: Settings) -> Iterator[Platform]:
-    platform = Platform(settings)
+def running(settings: Settings | MeshSettings) -> Iterator[Platform]:
+    """The local stack, or a mesh on a real control plane, as the settings say."""
+    platform = Platform(
+        partial(MeshStack, settings) if isinstance(settings, MeshSettings) else partial(Stack, settings)
+    )
     try:
         yield platform
     finally:

@@ -18,6 +18,12 @@ _TYPE = "type.googleapis.com/envoy."
 _HCM = _TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnectionManager"
 _ROUTER = "envoy.filters.http.router"
 _GROWTH_BYTES = 65_536  # of a body that the processor changes: the served name, the usage event asked for
+_RETRIES = {  # mesh/virtual-service/llama2.yaml says why these
+    "retry_on": "connect-failure,refused-stream,reset-before-request,retriable-status-codes",
+    "retriable_status_codes": [503],
+    "num_retries": 2,
+}
+_RUNTIME = {"envoy.reloadable_features.http_reject_path_with_fragment": False}  # as Istio's bootstrap: it is cut off
 _MANY = 100_000  # Envoy's default circuit breakers let 1,024 requests through
 
 
@@ -48,12 +54,12 @@ def bootstrap(mesh: Path, site: Site) -> Json:
         "admin": {"address": _address("127.0.0.1", site.admin_port)},
         "static_resources": {
             "listeners": [
-                _listener("http", site.http_port, manager, None, site.max_body_bytes),
-                _listener("https", site.https_port, manager, _tls(site), site.max_body_bytes),
+                _listener("http", site.http_port, manager, None, patches, site),
+                _listener("https", site.https_port, manager, _tls(site), patches, site),
             ],
             "clusters": clusters,
         },
-        "layered_runtime": {"layers": [{"name": "static", "static_layer": {}}]},
+        "layered_runtime": {"layers": [{"name": "static", "static_layer": _RUNTIME}]},
         "overload_manager": {
             "resource_monitors": [
                 {
@@ -119,12 +125,15 @@ def _virtual_host(patches: Sequence[Json], site: Site) -> Json:
     host: Json = {"name": "llm", "domains": ["*"], "routes": [_route(name, site) for name in site.models]}
     # Before the decision no model is chosen: these routes hold the request until then, and lead to no backend.
     nowhere: Json = {"direct_response": {"status": 503}}
-    # Bodies are buffered only for callers who show something like a key; others get their 401 on the headers alone.
-    wanted = [
-        {"name": ":method", "string_match": {"exact": "POST"}},
+    # Bodies are buffered only for callers who show something like a key, or whose token was verified; others get their
+    # 401 on the headers alone.
+    post = {"name": ":method", "string_match": {"exact": "POST"}}
+    for caller in (
         {"name": "authorization", "string_match": {"prefix": "Bearer sk-llm-", "ignore_case": True}},
-    ]
-    host["routes"].append({"name": "undecided", "match": {"prefix": "/v1/", "headers": wanted}, **nowhere})
+        {"name": "x-llm-tenant", "present_match": True},
+    ):
+        match = {"prefix": "/v1/", "headers": [post, caller]}
+        host["routes"].append({"name": "undecided", "match": match, **nowhere})
     host["routes"].append({"name": "rest", "match": {"prefix": "/"}, **nowhere})
     for patch in patches:
         if patch["applyTo"] == "HTTP_ROUTE":
@@ -146,10 +155,9 @@ def _route(model: str, site: Site) -> Json:
         "match": {"prefix": "/", "headers": [{"name": "x-llm-model", "string_match": {"exact": model}}]},
         "route": {
             "cluster": f"model-{model}",
-            "timeout": "0s",
+            "timeout": f"{site.max_stream_seconds}s",
             "idle_timeout": f"{site.upstream_idle_seconds}s",
-            "max_stream_duration": {"max_stream_duration": f"{site.max_stream_seconds}s"},
-            "retry_policy": {"retry_on": "connect-failure,refused-stream", "num_retries": 2},
+            "retry_policy": _RETRIES,
         },
     }
 
@@ -176,19 +184,20 @@ def _with_sockets(cluster: Json, sockets: Sequence[str]) -> Json:
     return {**deepcopy(cluster), "load_assignment": assignment}
 
 
-def _listener(name: str, port: int, manager: Json, tls: Json | None, max_body_bytes: int) -> Json:
+def _listener(name: str, port: int, manager: Json, tls: Json | None, patches: Sequence[Json], site: Site) -> Json:
     chain: Json = {
         "filters": [{"name": "envoy.filters.network.http_connection_manager", "typed_config": deepcopy(manager)}]
     }
     if tls is not None:
         chain["transport_socket"] = tls
-    return {
-        "name": name,
-        "address": _address("127.0.0.1", port),
-        # A body that is held for the processor may be as long as this, whatever the route says.
-        "per_connection_buffer_limit_bytes": max(1_048_576, max_body_bytes + _GROWTH_BYTES),
-        "filter_chains": [chain],
-    }
+    listener: Json = {"name": name, "address": _address("127.0.0.1", port), "filter_chains": [chain]}
+    for patch in patches:
+        if patch["applyTo"] == "LISTENER":
+            merge(listener, patch["patch"]["value"])
+    # A body that is held for the processor may be as long as this, whatever the route says. The mesh's own number is
+    # for the delivered configuration.
+    listener["per_connection_buffer_limit_bytes"] = max(1_048_576, site.max_body_bytes + _GROWTH_BYTES)
+    return listener
 
 
 def _tls(site: Site) -> Json:

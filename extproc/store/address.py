@@ -10,6 +10,14 @@ import msgspec
 from extproc.errors import ConfigError
 from extproc.store.resp import pack
 
+# redis-py's names of options, but for the last: it knows no URI SAN
+_TLS = {
+    "ssl_ca_certs": "ca_file",
+    "ssl_certfile": "cert_file",
+    "ssl_keyfile": "key_file",
+    "ssl_uri_san": "uri_san",
+}
+
 
 class Address(msgspec.Struct, frozen=True):
     """Where Redis is. `path` for a Unix socket, else host and port."""
@@ -22,10 +30,14 @@ class Address(msgspec.Struct, frozen=True):
     database: int = 0
     tls: bool = False
     ca_file: str = ""  # "" = the system's
+    cert_file: str = ""  # ours; "" = none is shown
+    key_file: str = ""  # "" = in cert_file
+    uri_san: str = ""  # of the server's certificate, in place of its host name
 
     @classmethod
     def parse(cls, url: str) -> "Address":
-        """redis://[user:password@]host[:port][/database], rediss://…[?ssl_ca_certs=file], unix://[…@]/path[?db=n]."""
+        """redis://[user:password@]host[:port][/database], unix://[…@]/path[?db=n], or rediss://… with any of
+        ?ssl_ca_certs=file&ssl_certfile=file&ssl_keyfile=file&ssl_uri_san=spiffe://…"""
         try:
             return cls._parse(urllib.parse.urlsplit(url))
         except ValueError as error:
@@ -38,6 +50,7 @@ class Address(msgspec.Struct, frozen=True):
         if parts.scheme not in ("redis", "rediss", "unix"):
             raise ValueError("the scheme must be redis, rediss or unix")
         database = options.pop("db", "") or ("" if unix else parts.path.strip("/")) or "0"
+        secure = {ours: options.pop(theirs, "") for theirs, ours in _TLS.items()} if parts.scheme == "rediss" else {}
         address = cls(
             host=parts.hostname or "127.0.0.1",
             port=(not unix and parts.port) or 6379,
@@ -46,12 +59,16 @@ class Address(msgspec.Struct, frozen=True):
             password=urllib.parse.unquote(parts.password or ""),
             database=int(database),
             tls=parts.scheme == "rediss",
-            ca_file=options.pop("ssl_ca_certs", ""),
+            **secure,
         )
         if options:
             raise ValueError("unknown option " + ", ".join(options))
         if unix and not address.path:
             raise ValueError("no path")
+        if address.key_file and not address.cert_file:
+            raise ValueError("ssl_keyfile without ssl_certfile")
+        if address.uri_san and not address.ca_file:
+            raise ValueError("ssl_uri_san without ssl_ca_certs: any public authority could vouch for it")
         return address
 
     def greeting(self) -> list[bytes]:

@@ -7,17 +7,18 @@ has answered a PING within the commands' own time-out.
 
 import asyncio
 import contextlib
-import ssl
 from collections.abc import Callable
 from typing import NoReturn
 
 from extproc.errors import StoreUnavailable
+from extproc.store import tls
 from extproc.store.address import Address
-from extproc.store.resp import Reply, Wire, pack
+from extproc.store.resp import CLOSED, Reply, Wire, pack
 
 CONNECT_SECONDS = 1.0  # name look-up, TCP, TLS
 FIRST_BACKOFF_SECONDS = 0.05
 LAST_BACKOFF_SECONDS = 1.0
+_REFUSED = "does it accept our certificate, and may our identity come in?"
 
 
 class Connection:
@@ -39,7 +40,6 @@ class Connection:
         self.send_all: Callable[[list[bytes]], asyncio.Future[list[Reply]]] = self._down
         self.up = False
         self._why = "Redis is not connected yet"
-        self._tls: ssl.SSLContext | None = None  # read once: it takes 20 ms of the loop
 
     async def start(self) -> None:
         """Return after the first attempt, whatever came of it."""
@@ -88,24 +88,32 @@ class Connection:
 
     async def _connect(self) -> Wire:
         """A wire that has proved to answer in time."""
+        address = self._address
+        transport, made = await self._open()
+        try:
+            tls.check_peer(address, transport)
+            await made.send_all([*address.greeting(), pack(("PING",))])
+        except BaseException as error:
+            made.end("Redis does not answer as it should")
+            if address.tls and str(error).startswith(CLOSED):  # TLS 1.3 refuses a client only now, and often resets
+                raise StoreUnavailable(f"{error}, right after the TLS handshake: {_REFUSED}") from error
+            raise
+        return made
+
+    async def _open(self) -> tuple[asyncio.BaseTransport, Wire]:
         address, loop = self._address, asyncio.get_running_loop()
 
         def wire() -> Wire:
             return Wire(self._timeout_seconds, self._max_in_flight)
 
-        async with asyncio.timeout(CONNECT_SECONDS):
-            if address.path:
-                _, made = await loop.create_unix_connection(wire, address.path)
-            else:
-                if address.tls and self._tls is None:
-                    self._tls = ssl.create_default_context(cafile=address.ca_file or None)
-                _, made = await loop.create_connection(wire, address.host, address.port, ssl=self._tls)
         try:
-            await made.send_all([*address.greeting(), pack(("PING",))])
-        except BaseException:
-            made.end("Redis does not answer")
-            raise
-        return made
+            async with asyncio.timeout(CONNECT_SECONDS):
+                if address.path:
+                    return await loop.create_unix_connection(wire, address.path)
+                secure = tls.context(address)
+                return await loop.create_connection(wire, address.host, address.port, ssl=secure)
+        except TimeoutError:
+            raise StoreUnavailable(f"no connection within {CONNECT_SECONDS:g} s") from None
 
     def _first_attempt_ended(self) -> None:
         if self._settled is not None and not self._settled.done():

@@ -9,7 +9,7 @@ is a user's, a key's or a request's own name and may contain anything.
 |---|---|---|---|
 | llm:{T}:user:USER | string | missing requests, at, missing tokens, at: both buckets (limits.py) | until full + 1 min |
 | llm:{T}:spent:YYYY-MM | string | micro-dollars of the month (UTC), reservations included | 100 days |
-| llm:{T}:flight:KEY_ID | sorted set | request ids by the time their slot frees itself (1 h) | until settled or swept |
+| llm:{T}:flight:KEY_ID:USER | sorted set | request ids by when their slot frees itself (1 h) | until settled or swept |
 | llm:{T}:reserved | hash | request id → msgpack [user, key, tokens, micros, month, rate] | until settled or swept |
 | llm:{T}:reserved:at | sorted set | request ids by the time of the reservation | the same |
 | llm:{T}:settled:ID | string | empty: this request was settled | 10 min; swept: 1 day |

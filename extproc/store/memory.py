@@ -44,7 +44,7 @@ class MemoryStore:
         self._requests: Bounded[tuple[str, str], Bucket] = Bounded(max_entries)
         self._tokens: Bounded[tuple[str, str], Bucket] = Bounded(max_entries)
         self._spent: Bounded[tuple[str, str], int] = Bounded(max_entries)
-        self._flights: Bounded[tuple[str, str], dict[str, int]] = Bounded(max_entries)
+        self._flights: Bounded[tuple[str, str, str], dict[str, int]] = Bounded(max_entries)
         self._reserved: Bounded[tuple[str, str], Reservation] = Bounded(max_entries)
         self._settled: Bounded[tuple[str, str], int] = Bounded(max_entries)
         self._caches: Bounded[str, Cache] = Bounded(max_tenants)
@@ -106,11 +106,11 @@ class MemoryStore:
         if claim.limits.max_in_flight:
             flight = self._flight(claim, now)
             flight[claim.request_id] = now + FLIGHT_MS
-            self._flights.put((claim.tenant, claim.key_id), flight)
+            self._flights.put((claim.tenant, claim.key_id, claim.user), flight)
         self._reserved.put((claim.tenant, claim.request_id), Reservation(claim, now, month))
 
     def _flight(self, claim: Claim, now: int) -> dict[str, int]:
-        flight = self._flights.items.get((claim.tenant, claim.key_id), {})
+        flight = self._flights.items.get((claim.tenant, claim.key_id, claim.user), {})
         return {request_id: until for request_id, until in flight.items() if until > now}
 
     def _cached(self, claim: Claim, now: int) -> Entry | None:
@@ -196,7 +196,8 @@ class MemoryStore:
     def _unreserve(self, tenant: str, request_id: str) -> Reservation | None:
         reservation = self._reserved.items.pop((tenant, request_id), None)
         if reservation is not None:
-            self._flights.items.get((tenant, reservation.claim.key_id), {}).pop(request_id, None)
+            claim = reservation.claim
+            self._flights.items.get((tenant, claim.key_id, claim.user), {}).pop(request_id, None)
         return reservation
 
     def _spend(self, tenant: str, month: str, micros: int) -> None:

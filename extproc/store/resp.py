@@ -19,6 +19,7 @@ Word = str | bytes | int | float
 Reply = Any  # bytes | int | None | list of these, as hiredis gives them
 
 GRACE_SECONDS = 0.005  # an answer may lie unread in the socket when the loop itself was late
+CLOSED = "Redis closed the connection"
 MOVED_AWAY = ("READONLY", "MASTERDOWN", "LOADING")  # another server may be the right one by now: connect again
 
 # hiredis's own annotation allows a tuple of one only
@@ -113,7 +114,7 @@ class Wire(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)  # uvloop's is no subclass
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.end(f"Redis closed the connection: {exc or 'end of stream'}")
+        self.end(f"{CLOSED}: {exc or 'end of stream'}")
 
     def data_received(self, data: bytes) -> None:
         self._reader.feed(data)

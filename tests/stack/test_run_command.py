@@ -18,6 +18,7 @@ from stack_rig import eventually
 from extproc.local.process import free_port
 from extproc.local.stack import ROOT
 
+pytestmark = pytest.mark.local
 COMMAND = Path(sys.executable).parent / "llm-mesh"
 CALL = """
 import openai

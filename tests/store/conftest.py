@@ -20,7 +20,7 @@ def pytest_asyncio_loop_factories(
     item: pytest.Item,
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """uvloop, as in production; what breaks is tried on both: they order timers and sockets differently."""
-    return LOOPS if item.path.stem == "test_store_faults" else {"uvloop": LOOPS["uvloop"]}
+    return LOOPS if item.path.stem in {"test_store_faults", "test_store_tls"} else {"uvloop": LOOPS["uvloop"]}
 
 
 @pytest.fixture(scope="session")

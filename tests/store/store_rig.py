@@ -42,7 +42,7 @@ class Valkey:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        command = [valkey_binary(), "--unixsocket", self.socket, "--save", "", *self._options]
+        command: list[str | pathlib.Path] = [valkey_binary(), "--unixsocket", self.socket, "--save", "", *self._options]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=self.socket.parent)
         deadline = time.monotonic() + PATIENT_SECONDS
         while not self._answers():
@@ -74,11 +74,12 @@ class Proxy:
         self._target = target
         self.delay_seconds = 0.0
         self.port = 0
+        self.received_bytes = 0  # for the target
 
     @contextlib.asynccontextmanager
-    async def running(self, tls: ssl.SSLContext | None = None) -> AsyncIterator["Proxy"]:
+    async def running(self, tls: ssl.SSLContext | None = None, port: int = 0) -> AsyncIterator["Proxy"]:
         self._tasks: set[asyncio.Task[None]] = set()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=tls)
+        server = await asyncio.start_server(self._serve, "127.0.0.1", port, ssl=tls)
         self.port = server.sockets[0].getsockname()[1]
         try:
             yield self
@@ -105,6 +106,7 @@ class Proxy:
         while data := await reader.read(65536):
             if slow and self.delay_seconds:
                 await asyncio.sleep(self.delay_seconds)
+            self.received_bytes += 0 if slow else len(data)
             writer.write(data)
         raise EOFError
 

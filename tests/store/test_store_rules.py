@@ -182,6 +182,18 @@ async def test_a_slot_that_was_never_given_back_frees_itself_after_an_hour(rig: 
     assert (await rig.store.admit(claim(limits=ONE_AT_A_TIME))).outcome is Outcome.ADMITTED
 
 
+async def test_users_who_share_a_key_id_have_a_slot_each(rig: Rig) -> None:
+    ada, bob = (claim(key_id="jwt", user=user, limits=ONE_AT_A_TIME) for user in ("ada", "bob"))
+    assert (await rig.store.admit(ada)).outcome is Outcome.ADMITTED
+    assert (await rig.store.admit(bob)).outcome is Outcome.ADMITTED
+    again = claim(key_id="jwt", user="ada", limits=ONE_AT_A_TIME)
+    assert (await rig.store.admit(again)).outcome is Outcome.IN_FLIGHT
+    await rig.store.settle([settlement(ada)])
+    assert (await rig.store.admit(again)).outcome is Outcome.ADMITTED
+    more = claim(key_id="jwt", user="bob", limits=ONE_AT_A_TIME)
+    assert (await rig.store.admit(more)).outcome is Outcome.IN_FLIGHT
+
+
 # The cache.
 
 

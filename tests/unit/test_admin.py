@@ -9,8 +9,8 @@ from extproc.status import Status
 
 
 def status(**fields: Any) -> Status:
-    usual = {"index": 0, "pid": 7, "time": 1.0, "revision": "a", "config_error": "", "store_up": True}
-    rest = {"models_down": [], "models": ["llama2", "mistral"], "backlog": 0}
+    usual = {"index": 0, "pid": 7, "time": 1.0, "revision": "a", "config_error": ""}
+    rest = {"serving": True, "store_up": True, "models_down": [], "models": ["llama2", "mistral"], "backlog": 0}
     return Status(**{**usual, **rest, **fields})
 
 

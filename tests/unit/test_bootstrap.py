@@ -4,9 +4,11 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import yaml
 
+from extproc import config
 from extproc.local.bootstrap import Site, bootstrap, merge
 from extproc.local.stack import ROOT
 
@@ -23,6 +25,7 @@ SITE = Site(
 )
 APPLIED = {
     ("CLUSTER", "ADD"),
+    ("LISTENER", "MERGE"),
     ("HTTP_FILTER", "INSERT_BEFORE"),
     ("NETWORK_FILTER", "MERGE"),
     ("HTTP_ROUTE", "MERGE"),
@@ -89,6 +92,15 @@ def test_each_filter_is_as_the_mesh_says() -> None:
 def test_the_connection_managers_settings_are_merged() -> None:
     for patch in patches("NETWORK_FILTER"):
         assert within(patch["patch"]["value"]["typed_config"], manager())
+
+
+def test_the_listeners_settings_are_merged_and_its_buffer_fits_the_delivered_configuration() -> None:
+    delivered = config.load((ROOT / "overlays" / "base" / "llm-mesh.yaml").read_bytes(), "llm-mesh.yaml").config
+    site = msgspec.structs.replace(SITE, max_body_bytes=delivered.max_body_bytes)
+    assert patches("LISTENER")
+    for listener in bootstrap(MESH, site)["static_resources"]["listeners"]:
+        for patch in patches("LISTENER"):
+            assert within(patch["patch"]["value"], listener)
 
 
 def test_each_route_patch_finds_its_route() -> None:

@@ -124,7 +124,7 @@ def test_a_hit_for_a_stream_is_a_stream() -> None:
         (Outcome.REQUESTS, "rate_limit_exceeded", "requests", "100 requests per minute. Please try again in 1.5s."),
         (Outcome.TOKENS, "rate_limit_exceeded", "tokens", "50000 tokens per minute; this request needs up to "),
         (Outcome.BUDGET, "insufficient_quota", "insufficient_quota", "budget of $12.34 for this month"),
-        (Outcome.IN_FLIGHT, "rate_limit_exceeded", "requests", "3 requests in flight on this key"),
+        (Outcome.IN_FLIGHT, "rate_limit_exceeded", "requests", "3 requests in flight at a time"),
     ],
 )
 def test_a_refusal_says_which_limit_and_how_long(outcome: Outcome, code: str, kind: str, words: str) -> None:

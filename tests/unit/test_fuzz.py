@@ -301,12 +301,15 @@ def good_request() -> bytes:
     fields["request.method"].string_value = "POST"
     fields["request.path"].string_value = "/v1/chat/completions?a=b"
     fields["request.headers['authorization']"].string_value = "Bearer sk-llm-x"
+    fields["request.headers['x-llm-tenant']"].string_value = "acme"
+    fields["request.headers['x-llm-user']"].string_value = "ann"
     return bytes(request.SerializeToString())
 
 
 def headers_only() -> bytes:
     request = ProcessingRequest()
-    for name, value in ((":method", b"GET"), (":path", b"/v1/models/\xff"), ("authorization", b"Bearer \xff")):
+    named = {":method": b"GET", ":path": b"/v1/models/\xff", "authorization": b"Bearer \xff", "x-llm-user": b"\xff"}
+    for name, value in named.items():
         header = request.request_headers.headers.headers.add()
         header.key, header.raw_value = name, value
     return bytes(request.SerializeToString())

@@ -22,11 +22,13 @@ def forwarded(**fields: object) -> Forward:
 
 
 def test_a_body_comes_with_its_headers_as_attributes() -> None:
-    message = request({"a": 1}, path="/v1/completions?x=2", authorization="Bearer k", traceparent="t")
+    token = {"x_llm_tenant": "acme", "x_llm_user": "ann"}
+    message = request({"a": 1}, path="/v1/completions?x=2", authorization="Bearer k", traceparent="t", **token)
     head, body = wire.read_request(message)
     assert body == b'{"a":1}'
     assert (head.method, head.path) == ("POST", "/v1/completions")
     assert (head.get("authorization"), head.get("traceparent"), head.get("cache-control")) == ("Bearer k", "t", "")
+    assert (head.get(wire.TENANT), head.get(wire.USER)) == ("acme", "ann")
 
 
 def test_a_request_without_a_body_comes_as_headers() -> None:

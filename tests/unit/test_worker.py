@@ -14,8 +14,12 @@ from extproc.worker import Options, Worker
 
 
 class Away(MemoryStore):
-    async def shared(self, _unsettled_age_ms: int) -> Shared:
-        raise StoreUnavailable
+    why = ""
+
+    async def shared(self, unsettled_age_ms: int) -> Shared:
+        if self.why == "nothing":
+            return await super().shared(unsettled_age_ms)
+        raise StoreUnavailable(self.why)
 
 
 def reading(path: Path, store: MemoryStore | None = None) -> Worker:
@@ -57,6 +61,15 @@ async def test_a_store_that_is_away_is_told() -> None:
     made = await worker(Away(lambda: 0))
     await made.poll()
     assert not made.status().store_up
+
+
+async def test_why_the_store_is_away_is_told_once_for_each_reason(caplog: pytest.LogCaptureFixture) -> None:
+    store = Away(lambda: 0)
+    made = await worker(store)
+    for store.why in ("no file", "no file", "wrong peer", "wrong peer", "nothing", "nothing", "wrong peer"):
+        await made.poll()
+    away = "Redis is away: "
+    assert caplog.messages == [away + "no file", away + "wrong peer", "Redis is back", away + "wrong peer"]
 
 
 def test_a_changed_file_is_taken_and_an_unusable_one_is_not(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

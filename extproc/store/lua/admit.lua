@@ -49,7 +49,7 @@ if limits.budget_micros > 0 then
   if spent + claim.cost_micros > limits.budget_micros then refuse(BUDGET, month_ends_ms(now) - now) end
 end
 
-local flight_key = prefix .. 'flight:' .. claim.key_id
+local flight_key = prefix .. 'flight:' .. claim.key_id .. ':' .. claim.user  -- all users of tokens share one key id
 if limits.max_in_flight > 0 and redis.call('ZCARD', flight_key) >= limits.max_in_flight then
   redis.call('ZREMRANGEBYSCORE', flight_key, '-inf', now)
   if redis.call('ZCARD', flight_key) >= limits.max_in_flight then refuse(IN_FLIGHT, FLIGHT_RETRY_MS) end

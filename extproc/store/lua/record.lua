@@ -35,6 +35,6 @@ local function unreserve(prefix, request_id)
   reserved = cmsgpack.unpack(reserved)
   redis.call('HDEL', prefix .. 'reserved', request_id)
   redis.call('ZREM', prefix .. 'reserved:at', request_id)
-  redis.call('ZREM', prefix .. 'flight:' .. reserved[2], request_id)
+  redis.call('ZREM', prefix .. 'flight:' .. reserved[2] .. ':' .. reserved[1], request_id)
   return reserved
 end

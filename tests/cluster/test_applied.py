@@ -1,0 +1,96 @@
+"""Every overlay on a real API server, with Istio's own admission and injection, on the machines of its cloud."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from mesh_rig import built
+
+from extproc.local.process import StackError
+from extproc.local.stack import ROOT
+from tools.cluster import istio
+from tools.cluster.binaries import tool
+from tools.cluster.control_plane import ControlPlane
+from tools.cluster.network import Network, run
+from tools.cluster.nodes import nodes, volumes
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+Json = dict[str, Any]
+OVERLAYS = {"dev": "aws", "staging": "aws", "production-aws": "aws", "production-gke": "gke"}
+CLASSES = "", "efs-sc", "gp3", "filestore-rwx", "standard-rwo"
+ROLLOUT_SECONDS = 60
+
+
+@pytest_asyncio.fixture(loop_scope="session", params=OVERLAYS)
+async def applied(
+    request: pytest.FixtureRequest, tools: None, tmp_path: Path
+) -> AsyncIterator[tuple[str, ControlPlane]]:
+    """A cluster of its own with the overlay applied, and its pods scheduled."""
+    assert tools is None
+    name = request.param
+    network = Network(1)
+    await network.start()
+    async with ControlPlane(tmp_path) as plane:
+        await asyncio.gather(plane.create([*nodes(OVERLAYS[name]), *volumes(CLASSES)]), plane.apply_crds())
+        await istio.install(plane, network.host_ip)
+        istiod, probe = istio.istiod(plane, network.host_ip, tmp_path / "istiod.log")
+        await istiod.start()
+        await istiod.ready(probe, 60)
+        text = built(ROOT / "overlays" / name)
+        namespace = next(o for o in json.loads(await objects(plane, text))["items"] if o["kind"] == "Namespace")
+        await plane.kubectl("apply", "--server-side", "--filename=-", input=json.dumps(namespace))
+        await plane.kubectl("apply", "--server-side", "--filename=-", input=text)
+        try:
+            yield name, plane
+        finally:
+            await istiod.stop()
+    await network.clear()
+
+
+async def objects(plane: ControlPlane, text: str) -> str:
+    return await plane.kubectl("create", "--dry-run=client", "--validate=false", "-o=json", "--filename=-", input=text)
+
+
+async def test_an_overlay_is_taken_injected_and_scheduled_where_it_belongs(applied: tuple[str, ControlPlane]) -> None:
+    name, plane = applied
+    await rolled_out(plane)
+    pods: list[Json] = json.loads(await plane.kubectl("get", "pods", "-n=llm", "-o=json"))["items"]
+    machines = {
+        n["metadata"]["name"]: n["metadata"]["labels"]
+        for n in json.loads(await plane.kubectl("get", "nodes", "-o=json"))["items"]
+    }
+    assert pods
+    for pod in pods:
+        labels = pod["metadata"]["labels"]
+        machine = machines[pod["spec"]["nodeName"]]
+        containers = pod["spec"]["containers"] + pod["spec"].get("initContainers", [])
+        if "batch.kubernetes.io/job-name" not in labels:
+            assert "istio-proxy" in {c["name"] for c in containers}, labels
+        gpus = sum(int(c.get("resources", {}).get("limits", {}).get("nvidia.com/gpu", 0)) for c in containers)
+        assert bool(gpus) == ("llm-mesh.dev/accelerator" in machine), (labels, machine)
+        if name.startswith("production") and labels.get("app") in WANTED[OVERLAYS[name]]:
+            assert machine["llm-mesh.dev/accelerator"] == WANTED[OVERLAYS[name]][labels["app"]]
+    found = await run(
+        str(tool("istioctl")), "analyze", f"--kubeconfig={plane.kubeconfig}", "-n=llm", "--failure-threshold=Warning"
+    )
+    assert "No validation issues found" in found, found
+
+
+WANTED = {
+    "aws": {"llama2": "a10g", "mistral": "t4", "codellama": "a10g"},
+    "gke": {"llama2": "l4", "mistral": "t4", "codellama": "l4"},
+}
+
+
+async def rolled_out(plane: ControlPlane) -> None:
+    names = (await plane.kubectl("get", "deployments,statefulsets", "-n=llm", "-o=name")).split()
+    try:
+        wait = f"--timeout={ROLLOUT_SECONDS}s"
+        await asyncio.gather(*(plane.kubectl("rollout", "status", "-n=llm", name, wait) for name in names))
+    except StackError as error:
+        pending = await plane.kubectl("get", "events", "-n=llm", "--field-selector=type=Warning")
+        raise AssertionError(f"{error}\n{pending}") from error

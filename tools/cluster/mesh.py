@@ -1,0 +1,259 @@
+"""The platform as a cluster runs it, on one machine: an overlay's own objects, applied to a real API server, scheduled,
+injected by istiod, and run by our node agent. What a client, a test or a person needs of it has the shape of
+`extproc.local.stack.Stack`, so that whoever knows one knows the other.
+"""
+
+import asyncio
+import base64
+import shutil
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import trustme
+import yaml
+
+from extproc import config
+from extproc.local.process import StackError, answers, free_port
+from extproc.local.stack import ROOT, create_key, envoy_program, valkey_program
+from tools.cluster import istio
+from tools.cluster.agent import Agent
+from tools.cluster.binaries import tool
+from tools.cluster.container import Image
+from tools.cluster.control_plane import ControlPlane
+from tools.cluster.front import Front
+from tools.cluster.network import Door, Namespace, Network
+from tools.cluster.nodes import volumes
+from tools.cluster.pod import Pod
+
+Json = dict[str, Any]
+SPACE = "llm"
+_GATEWAY = "llm-gateway"
+_ROLLOUT_SECONDS = 120.0
+
+
+class MeshSettings(msgspec.Struct, frozen=True):
+    """Port 0 = any free one."""
+
+    directory: Path  # logs, keys, data
+    overlay: Path = ROOT / "overlays" / "dev"
+    number: int = 0  # of the cluster on this machine
+    http_port: int = 0
+    https_port: int = 0
+    fake_nodes: bool = False  # GPU pools played by KWOK, to try overlays on
+
+
+class MeshStack:
+    """Start with `async with MeshStack(settings) as mesh:`."""
+
+    def __init__(self, settings: MeshSettings, report: Callable[[str, float], None] = lambda _n, _s: None) -> None:
+        self.settings = settings
+        settings.directory.mkdir(parents=True, exist_ok=True)
+        self.http_port = settings.http_port or free_port()
+        self.https_port = settings.https_port or free_port()
+        self.ca_file = settings.directory / "gateway-ca.pem"
+        self.api_key = ""
+        self.models: dict[str, str] = {}
+        self.redis_url = ""
+        self.admin_url = ""
+        self.envoy_port = 0
+        self.network = Network(settings.number)
+        self.plane = ControlPlane(settings.directory / "control-plane", report)
+        self._pods = Path(tempfile.mkdtemp(prefix="llm-mesh-pods-"))  # what they write is theirs, and no log
+        self._doors: list[Door] = []
+        self._report = report
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}/v1"
+
+    @property
+    def https_url(self) -> str:
+        return f"https://localhost:{self.https_port}/v1"
+
+    @property
+    def children(self) -> dict[str, Any]:
+        """The logs of what runs, by the names that the local stack gives its parts."""
+        return {"processor": _Logged(self.pods(_GATEWAY)[0], "processor")}
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        await self._timed("network", self.network.start())
+        await self.plane.start()
+        await self._timed("istio's resources", self._install())
+        await self._timed("istiod", self.start_istiod())
+        await self._timed("nodes", self._start_agent())
+        await self._timed("overlay", self.apply())
+        await self._timed("pods", self.rolled_out())
+        await self._start_front()
+        await self._open_doors()
+        self.api_key = await create_key(self.redis_url)
+        headers = {"authorization": f"Bearer {self.api_key}"}
+        await self._timed("first answer", self.front.child.ready(partial(answers, f"{self.base_url}/models", headers)))
+
+    async def stop(self) -> None:
+        if hasattr(self, "front"):
+            await self.front.child.stop()
+        for door in self._doors:
+            door.close()
+        if hasattr(self, "agent"):
+            await self.agent.stop()
+        if hasattr(self, "istiod"):
+            await self.istiod.stop()
+        await self.plane.stop()
+        await self.network.clear()
+        shutil.rmtree(self._pods, ignore_errors=True)
+
+    async def create_key(self, **fields: Any) -> str:
+        return await create_key(self.redis_url, **fields)
+
+    # --- what tests do with it ----------------------------------------------------------------------------------------
+
+    async def kubectl(self, *arguments: str, text: str | None = None) -> str:
+        return await self.plane.kubectl("--namespace", SPACE, *arguments, input=text)
+
+    def pods(self, app: str) -> list[Pod]:
+        """The ready pods of an app, oldest first. Raises StackError if there are none."""
+        if found := self.agent.ready(app):
+            return found
+        raise StackError(f"no pod of {app} is ready")
+
+    async def door(self, pod: Callable[[], Pod], port: int) -> str:
+        """host:port of this machine that leads to a port of a pod, past its proxy, for those who look on."""
+
+        def namespace() -> Namespace:
+            found = pod().namespace
+            assert found is not None  # noqa: S101  a ready pod has one
+            return found
+
+        door = Door(namespace, port)
+        self._doors.append(door)
+        return f"127.0.0.1:{await door.open()}"
+
+    async def rolled_out(self) -> None:
+        """Until every Deployment and StatefulSet has what it wants."""
+        kinds = "deployments,statefulsets"
+        names = (await self.kubectl("get", kinds, "-o", "name")).split()
+        wait = f"--timeout={_ROLLOUT_SECONDS:.0f}s"
+        try:
+            await asyncio.gather(*(self.kubectl("rollout", "status", name, wait) for name in names))
+        except StackError as error:
+            troubles = [f"{p.name}: {p.message}" for p in self.agent.pods.values() if p.message]
+            raise StackError("\n".join([str(error), *troubles])) from error
+
+    # --- the parts ----------------------------------------------------------------------------------------------------
+
+    async def _timed(self, what: str, work: Awaitable[None]) -> None:
+        began = time.monotonic()
+        await work
+        self._report(what, time.monotonic() - began)
+
+    async def _install(self) -> None:
+        """Volumes for claims that name no class, and all that an administrator installs before an overlay."""
+        await self.plane.create(volumes(("",)))
+        await self.plane.apply_crds()
+        await istio.install(self.plane, self.network.host_ip)
+
+    async def start_istiod(self) -> None:
+        log = self.settings.directory / "istiod.log"
+        self.istiod, probe = istio.istiod(self.plane, self.network.host_ip, log)
+        await self.istiod.start()
+        await self.istiod.ready(probe, 60)
+
+    async def _start_agent(self) -> None:
+        self.agent = Agent(
+            self.plane.kubeconfig,
+            self.network,
+            self.settings.directory,
+            self._pods,
+            images,
+            tool("pilot-agent"),
+            dict.fromkeys(istio.NAMES, self.network.host_ip),
+        )
+        self.agent.on_change.append(self._on_change)
+        await self.agent.start()
+
+    async def apply(self) -> None:
+        """What `make deploy` does with an overlay, after the Secrets that it expects."""
+        text = await self.plane.kubectl("kustomize", str(self.settings.overlay))
+        self.catalogue = config.load(_configuration(text), str(self.settings.overlay))
+        await self.plane.kubectl("apply", "--server-side", "-f", "-", input=_only(text, "Namespace"))
+        await self._create_secrets()
+        await self.plane.kubectl("apply", "--server-side", "-f", "-", input=text)
+
+    async def _create_secrets(self) -> None:
+        authority = trustme.CA()
+        issued = authority.issue_cert("localhost", "127.0.0.1")
+        authority.cert_pem.write_to_path(str(self.ca_file))
+        chain = base64.b64encode(b"".join(c.bytes() for c in issued.cert_chain_pems)).decode()
+        data = {"tls.crt": chain, "tls.key": base64.b64encode(issued.private_key_pem.bytes()).decode()}
+        secret = {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "data": data}
+        secret["metadata"] = {"name": "llm-gateway-tls", "namespace": SPACE}
+        await self.plane.kubectl("apply", "--server-side", "-f", "-", input=msgspec.json.encode(secret).decode())
+
+    async def _start_front(self) -> None:
+        self.front = Front(Path(envoy_program()), self.settings.directory, self.http_port, self.https_port)
+        self._on_change()
+        await self.front.child.start()
+
+    def _on_change(self) -> None:
+        """New connections go to the gateway's ready pods."""
+        ready = self.agent.ready(_GATEWAY)
+        if hasattr(self, "front"):
+            self.front.send_to([pod.ip for pod in ready])
+        if ready:
+            self.admin_url = f"http://{ready[0].ip}:9001"
+
+    async def _open_doors(self) -> None:
+        for model in self.catalogue.models:
+            self.models[model] = await self.door(partial(self._first, model), 8000)
+        self.redis_url = "redis://" + await self.door(partial(self._first, "valkey"), 6379)
+        envoy = await self.door(partial(self._first, _GATEWAY), 15000)
+        self.envoy_port = int(envoy.rpartition(":")[2])
+
+    def _first(self, app: str) -> Pod:
+        return self.pods(app)[0]
+
+
+class _Logged:
+    def __init__(self, pod: Pod, container: str) -> None:
+        self.log = pod.log_of(container)
+
+
+def images(name: str) -> Image:
+    """What stands in for each image that the overlays name."""
+    envoy = Path(envoy_program()).resolve()
+    if "proxyv2" in name:
+        return Image(("/usr/local/bin/pilot-agent",), istio.proxy_files(envoy))
+    if "valkey" in name:
+        programs = {f"/usr/local/bin/{n}": Path(valkey_program(n)) for n in ("valkey-server", "valkey-cli")}
+        return Image(("/usr/bin/env",), programs)  # its entrypoint runs what it is given
+    if "llm-mesh" in name:
+        return Image((str(ROOT / ".venv" / "bin" / "llm-mesh"),))
+    raise StackError(f"nothing here stands in for the image {name}")
+
+
+def _only(text: str, kind: str) -> str:
+    return msgspec.json.encode(next(o for o in yaml.load_all(text, yaml.CSafeLoader) if o["kind"] == kind)).decode()
+
+
+def _configuration(text: str) -> bytes:
+    """The processor's, out of the overlay's objects."""
+    for manifest in yaml.load_all(text, yaml.CSafeLoader):
+        if manifest["kind"] == "ConfigMap" and manifest["metadata"]["name"] == "llm-mesh":
+            return str(manifest["data"]["llm-mesh.yaml"]).encode()
+    raise StackError("the overlay has no ConfigMap llm-mesh")
