@@ -16,7 +16,7 @@ from tools.cluster.control_plane import ControlPlane
 from tools.cluster.mesh import MeshSettings
 from tools.cluster.nodes import nodes, volumes
 
-STORAGE_CLASSES = "efs-sc", "gp3", "filestore-rwx", "standard-rwo"
+STORAGE_CLASSES = "efs-sc", "gp3", "zonal-rwx", "standard-rwo"
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,9 @@ webhooks stay as they are: istiod validates and injects for this API server as f
 - the Service istiod leads to this machine's end of the pods' bridge.
 """
 
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,6 +83,19 @@ def istiod(plane: ControlPlane, host_ip: str, log: Path) -> tuple[Child, Any]:
     command += [f"--grpcAddr={host_ip}:15010", f"--secureGRPCAddr={host_ip}:15012", f"--httpsAddr={host_ip}:15017"]
     command += [f"--httpAddr=127.0.0.1:{http}", f"--monitoringAddr={host_ip}:15014", f"--ctrlz_port={free_port()}"]
     return Child("istiod", command, log, _ENVIRONMENT), partial(answers, f"http://127.0.0.1:{http}/ready")
+
+
+@contextlib.asynccontextmanager
+async def running(plane: ControlPlane, host_ip: str, log: Path) -> AsyncIterator[None]:
+    """Istio's resources, and istiod for as long as the context lasts."""
+    await install(plane, host_ip)
+    child, probe = istiod(plane, host_ip, log)
+    try:
+        await child.start()
+        await child.ready(probe, 60)
+        yield
+    finally:
+        await child.stop()
 
 
 def proxy_files(envoy: Path) -> dict[str, Path]:

@@ -191,19 +191,9 @@ class MeshStack:
         """What `make deploy` does with an overlay, after the Secrets that it expects."""
         text = await self.plane.kubectl("kustomize", str(self.settings.overlay))
         self.catalogue = config.load(_configuration(text), str(self.settings.overlay))
-        await self.plane.kubectl("apply", "--server-side", "-f", "-", input=_only(text, "Namespace"))
-        await self._create_secrets()
+        await self.plane.kubectl("apply", "--server-side", "-f", "-", input=only(text, "Namespace"))
+        await self.plane.kubectl("apply", "--server-side", "-f", "-", input=gateway_secret(self.ca_file))
         await self.plane.kubectl("apply", "--server-side", "-f", "-", input=text)
-
-    async def _create_secrets(self) -> None:
-        authority = trustme.CA()
-        issued = authority.issue_cert("localhost", "127.0.0.1")
-        authority.cert_pem.write_to_path(str(self.ca_file))
-        chain = base64.b64encode(b"".join(c.bytes() for c in issued.cert_chain_pems)).decode()
-        data = {"tls.crt": chain, "tls.key": base64.b64encode(issued.private_key_pem.bytes()).decode()}
-        secret = {"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "data": data}
-        secret["metadata"] = {"name": "llm-gateway-tls", "namespace": SPACE}
-        await self.plane.kubectl("apply", "--server-side", "-f", "-", input=msgspec.json.encode(secret).decode())
 
     async def _start_front(self) -> None:
         self.front = Front(Path(envoy_program()), self.settings.directory, self.http_port, self.https_port)
@@ -247,7 +237,25 @@ def images(name: str) -> Image:
     raise StackError(f"nothing here stands in for the image {name}")
 
 
-def _only(text: str, kind: str) -> str:
+def gateway_secret(ca_file: Path) -> str:
+    """The certificate that clients see, as the Secret that the Gateway names; who signed it goes to the file."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(ca_file))
+    issued = authority.issue_cert("localhost", "127.0.0.1")
+    chain = b"".join(c.bytes() for c in issued.cert_chain_pems)
+    pems = {"tls.crt": chain, "tls.key": issued.private_key_pem.bytes()}
+    secret = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "type": "kubernetes.io/tls",
+        "metadata": {"name": "llm-gateway-tls", "namespace": SPACE},
+        "data": {name: base64.b64encode(pem).decode() for name, pem in pems.items()},
+    }
+    return msgspec.json.encode(secret).decode()
+
+
+def only(text: str, kind: str) -> str:
+    """The first object of a kind in an overlay's YAML, as JSON."""
     return msgspec.json.encode(next(o for o in yaml.load_all(text, yaml.CSafeLoader) if o["kind"] == kind)).decode()
 
 

@@ -100,7 +100,7 @@ async def run(*command: str) -> str:
     )
     out, err = await process.communicate()
     if process.returncode:
-        raise StackError(f"{' '.join(command)}: {err.decode().strip() or out.decode().strip()}")
+        raise StackError(f"{' '.join(command)}: {(err + out).decode().strip()}")
     return out.decode()
 
 
