@@ -47,6 +47,10 @@ download-models: $(VENV)/ready ## fill the cluster's model cache (OVERLAY=)
 smoke: $(VENV)/ready ## ask a deployed gateway what clients ask (BASE_URL= API_KEY=)
 	@BASE_URL='$(BASE_URL)' API_KEY='$(API_KEY)' $(BIN)/python -m tools.overlays smoke
 
+.PHONY: sizing
+sizing: $(VENV)/ready ## which model fits on which GPU, and how many requests with it
+	@$(BIN)/python -m tools.sizing
+
 .PHONY: tools
 tools: $(VENV)/ready ## build the control plane's programs, once: about 10 minutes
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-go.lock
