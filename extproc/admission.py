@@ -100,6 +100,7 @@ class Settlement(msgspec.Struct, frozen=True):
     hit: bool = False  # answered from the response cache
     estimated: bool = False  # the stream was cut: tokens are an estimate
     refused: bool = False  # by us: counted, but it leaves no ledger line, and counts again if it is sent again
+    arm: str = ""  # the subset of the model's route that was asked; "" = none
     fill: Fill | None = None
 
 
@@ -127,13 +128,14 @@ class Shared(msgspec.Struct, frozen=True):
 
 
 class UsageRow(msgspec.Struct, frozen=True):
-    """One line of the usage report: sums over one day (UTC), tenant, user, key and model."""
+    """One line of the usage report: sums over one day (UTC), tenant, user, key, model and arm."""
 
     day: str  # "2026-11-23"
     tenant: str
     user: str
     key_id: str
     model: str
+    arm: str = ""  # "" = none was asked, or it was not recorded
     requests: int = 0
     hits: int = 0
     errors: int = 0  # status >= 400 or none sent
@@ -173,6 +175,9 @@ class Store(Protocol):
         counters. Returns how many. A settlement that comes later still is a duplicate."""
 
     async def usage(self, since_day: str, until_day: str) -> list[UsageRow]: ...
+
+    def certificates(self) -> dict[str, float]:
+        """When those of the connection expire, in epoch seconds: `client`, `authority`, `store`. None without TLS."""
 
     async def ping(self) -> None: ...
 

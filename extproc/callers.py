@@ -52,7 +52,8 @@ class Callers:
 def _token_caller(tenant: str, user: str, catalogue: Catalogue) -> decision.Caller:
     jwt = catalogue.config.jwt
     if not isinstance(jwt, JwtConfig):
-        raise invalid_api_key("Tokens are not accepted here. Send an API key: `Authorization: Bearer YOUR_KEY`.")
+        words = "Tokens are not accepted here. Send an API key: `Authorization: Bearer YOUR_KEY`."
+        raise invalid_api_key(words, "token")
     for what, name in (("tenant", tenant), ("user", user)):
         if not keys.NAME.fullmatch(name):
             raise _nameless(what, name)
@@ -63,5 +64,5 @@ def _token_caller(tenant: str, user: str, catalogue: Catalogue) -> decision.Call
 
 def _nameless(what: str, name: str) -> ApiError:
     if not name:
-        return invalid_api_key(f"The token names no {what}.")
-    return invalid_api_key(f"The {what} that the token names can not be used: {keys.NAME_RULE}.")
+        return invalid_api_key(f"The token names no {what}.", "token")
+    return invalid_api_key(f"The {what} that the token names can not be used: {keys.NAME_RULE}.", "token")

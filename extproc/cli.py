@@ -49,9 +49,13 @@ def _add_serve(p: argparse.ArgumentParser) -> None:
     p.add_argument("--workers", type=int, default=1, help="processes; one uses up to one core (default 1)")
     p.add_argument("--replicas", type=int, default=1, help="gateway pods; limits are shared out while Redis is away")
     p.add_argument("--redis", default=_REDIS, metavar="URL", help="redis://, rediss:// or unix:// (or REDIS_URL)")
-    p.add_argument("--admin", default="127.0.0.1:9001", metavar="HOST:PORT", help="/health, /ready, /live and /metrics")
+    p.add_argument(
+        "--admin", default="127.0.0.1:9001", metavar="HOST:PORT", help="/health, /ready, /live, /metrics, /console"
+    )
+    p.add_argument("--admin-token-file", default="", metavar="FILE", help="of the console (or LLM_MESH_ADMIN_TOKEN)")
     p.add_argument("--drain-seconds", type=float, default=2.0, help="serve on for so long after SIGTERM")
     p.add_argument("--redis-timeout-ms", type=int, default=100)
+    p.add_argument("--request-log", action="store_true", help="one JSON line a request on standard output")
     p.set_defaults(run=_serve)
 
 
@@ -70,6 +74,9 @@ def _serve(a: argparse.Namespace) -> int:
         admin_port=int(port),
         drain_seconds=a.drain_seconds,
         redis_timeout_ms=a.redis_timeout_ms,
+        request_log=a.request_log,
+        admin_token=os.environ.pop("LLM_MESH_ADMIN_TOKEN", ""),  # the workers have no use for it
+        admin_token_file=a.admin_token_file,
     )
     asyncio.run(supervise(options))
     return 0
@@ -84,6 +91,7 @@ def _add_worker(p: argparse.ArgumentParser) -> None:
     p.add_argument("--status-file", required=True)
     p.add_argument("--drain-seconds", type=float, required=True)
     p.add_argument("--redis-timeout-ms", type=int, required=True)
+    p.add_argument("--request-log", action="store_true")
     p.set_defaults(run=_worker)
 
 
@@ -103,6 +111,7 @@ def _worker(a: argparse.Namespace) -> int:
         status_file=a.status_file,
         drain_seconds=a.drain_seconds,
         redis_timeout_seconds=a.redis_timeout_ms / 1000,
+        request_log=a.request_log,
     )
     die_with_parent()  # a worker that is left over would take its successor's socket away when it ends
     uvloop.run(server.serve(options))
@@ -134,6 +143,12 @@ def _add_usage(p: argparse.ArgumentParser) -> None:
     usage_cli.add_arguments(p, _REDIS)
 
 
+def _add_top(p: argparse.ArgumentParser) -> None:
+    from extproc import top_cli
+
+    top_cli.add_arguments(p)
+
+
 def _add_sim(p: argparse.ArgumentParser) -> None:
     from extproc import sim
 
@@ -154,6 +169,7 @@ _COMMANDS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None]]] = {
     "worker": ("", _add_worker),  # started by serve
     "check": ("validate a configuration file", _add_check),
     "keys": ("create, list and revoke API keys", _add_keys),
-    "usage": ("tokens and cost by tenant, user, key, model", _add_usage),
+    "usage": ("tokens and cost by tenant, user, key, model, arm", _add_usage),
+    "top": ("what the platform does now, in the terminal", _add_top),
     "sim": ("a simulated vLLM server", _add_sim),
 }

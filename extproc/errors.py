@@ -37,6 +37,7 @@ class ApiError(LlmMeshError):
         kind: str = "invalid_request_error",
         param: str | None = None,
         retry_after_ms: int = 0,
+        why: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -45,6 +46,7 @@ class ApiError(LlmMeshError):
         self.kind = kind
         self.param = param
         self.retry_after_ms = retry_after_ms
+        self.why = why  # a caller was not let in, as the metric says it: for us, not for the caller
 
     def body(self) -> bytes:
         return msgspec.json.encode(
@@ -56,8 +58,8 @@ def invalid(message: str, param: str | None = None, code: str | None = None) -> 
     return ApiError(400, code, message, param=param)
 
 
-def invalid_api_key(message: str) -> ApiError:
-    return ApiError(401, "invalid_api_key", message)
+def invalid_api_key(message: str, why: str) -> ApiError:
+    return ApiError(401, "invalid_api_key", message, why=why)
 
 
 _SERVED = (

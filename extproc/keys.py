@@ -71,7 +71,7 @@ class KeyRing:
         """Raises ApiError: 401 for an unknown key, 503 if nothing is known and the store can not be asked."""
         now = time.monotonic()
         if now - self._refused.get(digest, -_REFUSAL_SECONDS) < _REFUSAL_SECONDS:
-            raise _incorrect()
+            raise _incorrect("unknown")
         revision = self._revision
         try:
             record = await self._store.find_key(digest)
@@ -83,7 +83,7 @@ class KeyRing:
         if record is None:
             self._known.pop(digest, None)
             _remember(self._refused, digest, now)
-            raise _incorrect()
+            raise _incorrect("unknown")
         _remember(self._known, digest, _Known(record, revision))
         return record
 
@@ -107,20 +107,21 @@ def bearer(authorization: str) -> str:
     scheme, _, key = authorization.partition(" ")
     if scheme.lower() != "bearer" or not key:
         raise invalid_api_key(
-            "You didn't provide an API key. Send it in the Authorization header: `Authorization: Bearer YOUR_KEY`."
+            "You didn't provide an API key. Send it in the Authorization header: `Authorization: Bearer YOUR_KEY`.",
+            "missing",
         )
     if not key.startswith(PREFIX) or len(key) > 200:
-        raise _incorrect()
+        raise _incorrect("malformed")
     return key
 
 
 def check(record: KeyRecord, now_ms: int) -> None:
     """Raises ApiError (401) if the key may not be used any more."""
     if record.revoked_ms and record.revoked_ms <= now_ms:
-        raise invalid_api_key("This API key has been revoked.")
+        raise invalid_api_key("This API key has been revoked.", "revoked")
     if record.expires_ms and record.expires_ms <= now_ms:
-        raise invalid_api_key("This API key has expired.")
+        raise invalid_api_key("This API key has expired.", "expired")
 
 
-def _incorrect() -> ApiError:
-    return invalid_api_key("Incorrect API key provided.")
+def _incorrect(why: str) -> ApiError:
+    return invalid_api_key("Incorrect API key provided.", why)

@@ -1,24 +1,22 @@
-"""Every metric name of the processor, and how receipts count into them.
+"""Every metric name of the processor. How receipts count into them: counting.py.
 
 Workers share one Prometheus multiprocess directory (PROMETHEUS_MULTIPROC_DIR); the admin port adds them up. No label
-is a user, a key or a request: those have their own counters in the store (`llm-mesh usage`). Tenants are labels only
-where money and limits are concerned. Nothing here holds prompt or answer text.
+is a user, a key or a request: those have their own counters in the store (`llm-mesh usage`) and their line in the
+request log. Tenants are labels only where money and limits are concerned. Nothing here holds prompt or answer text.
 """
 
-from bisect import bisect_left
-from functools import cache
-from typing import TypeVar
+from prometheus_client import Counter, Gauge, Histogram, disable_created_metrics
 
-from prometheus_client import Counter, Gauge, Histogram
-
-from extproc.receipt import Charge, Receipt, time_per_output_token
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series each, of no use; of the workers there are none
 
 # Seconds; from OpenTelemetry's GenAI semantic conventions.
 _REQUEST_BUCKETS = (0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92)
 _TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0)
 _TOKEN_BUCKETS = (0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0)
+_OVERHEAD_BUCKETS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.5)
 _PHASE_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.5)
 
+# What requests did. Model and endpoint are empty where Envoy ended a request before it was decided on.
 REQUESTS = Counter("llm_requests_total", "Requests that ended", ["model", "endpoint", "status"])
 DURATION = Histogram(
     "llm_request_duration_seconds",
@@ -49,6 +47,31 @@ CACHE_LOOKUPS = Counter("llm_cache_lookups_total", "Requests by cache result: hi
 CACHE_FILLS = Counter("llm_cache_fills_total", "Answers stored in the response cache", ["model"])
 REFUSED = Counter("llm_refused_total", "Requests refused by the processor, by error code", ["tenant", "reason"])
 ESTIMATED = Counter("llm_estimated_total", "Requests charged by estimate: their answer was cut", ["model"])
+OVERHEAD = Histogram(
+    "llm_overhead_seconds",
+    "What the platform adds to a request that an upstream answered: until it is asked, and from its first byte to ours",
+    ["model"],
+    buckets=_OVERHEAD_BUCKETS,
+)
+
+# The same by arm of an experiment, of requests that were sent to an upstream.
+ARM_REQUESTS = Counter("llm_arm_requests_total", "Requests sent to an arm that ended", ["model", "arm", "status"])
+ARM_DURATION = Histogram(
+    "llm_arm_request_duration_seconds",
+    "From the request's first byte to the answer's last, by arm",
+    ["model", "arm"],
+    buckets=_REQUEST_BUCKETS,
+)
+ARM_TTFT = Histogram(
+    "llm_arm_time_to_first_token_seconds",
+    "Streamed answers: from the request's first byte to the first byte of the answer's body, by arm",
+    ["model", "arm"],
+    buckets=_TTFT_BUCKETS,
+)
+ARM_GENERATED = Counter("llm_arm_tokens_generated_total", "Completion tokens by arm", ["model", "arm"])
+ARM_COST = Counter("llm_arm_cost_micro_dollars_total", "Cost by price list and arm, in micro-dollars", ["model", "arm"])
+
+# How the processor does.
 PHASE = Histogram(
     "llm_phase_duration_seconds",
     "Time in the processor per request: decision (all of it) and store (of it, waiting for Redis)",
@@ -68,82 +91,28 @@ STORE_ERRORS = Counter("llm_store_errors_total", "Store operations that failed",
 LOCAL_ADMISSIONS = Counter("llm_local_admissions_total", "Requests admitted by local limits while the store was away")
 MODEL_UP = Gauge("llm_model_up", "0 while a model has no healthy upstream", ["model"], multiprocess_mode="livemin")
 CONFIG_RELOADS = Counter("llm_config_reloads_total", "Configuration reloads by result", ["result"])
+CONFIG_REFUSED = Gauge(
+    "llm_config_refused", "1 while the configuration file can not be used", multiprocess_mode="livemax"
+)
+KEYS_REFUSED = Counter(
+    "llm_keys_refused_total",
+    "Callers not let in: missing, malformed, unknown, revoked or expired key, or a token of no use",
+    ["why"],
+)
+CERTIFICATE_EXPIRY = Gauge(
+    "llm_certificate_expiry_timestamp_seconds",
+    "When a certificate of the connection to the store expires: client, authority, store",
+    ["certificate"],
+    multiprocess_mode="livemin",
+)
+LOG_DROPPED = Counter("llm_request_log_dropped_total", "Lines of the request log that standard output did not take")
+WORKER_CPU = Counter("llm_worker_cpu_seconds_total", "CPU time of a worker, which can use one core", ["worker"])
+WORKER_LAG = Gauge(
+    "llm_worker_lag_seconds", "How late the busiest worker was for its last second", multiprocess_mode="livemax"
+)
 
-_M = TypeVar("_M", Counter, Histogram)
-
-
-@cache
-def _child(metric: _M, *labels: str) -> _M:
-    return metric.labels(*labels)
-
-
-class Tally:
-    """One batch of receipts, summed up before it is written: each write into the shared directory costs a microsecond
-    or more, and an observation is two of them."""
-
-    def __init__(self) -> None:
-        self._sums: dict[tuple[Counter, tuple[str, ...]], int] = {}
-        self._observed: dict[tuple[Histogram, tuple[str, ...]], list[float]] = {}
-
-    def add(self, amount: int, metric: Counter, *labels: str) -> None:
-        key = (metric, labels)
-        self._sums[key] = self._sums.get(key, 0) + amount
-
-    def observe(self, value: float, metric: Histogram, *labels: str) -> None:
-        self._observed.setdefault((metric, labels), []).append(value)
-
-    def write(self) -> None:
-        for (counter, labels), amount in self._sums.items():
-            _child(counter, *labels).inc(amount)
-        for (histogram, labels), values in self._observed.items():
-            _observe_all(_child(histogram, *labels), values)
-
-
-def _observe_all(child: Histogram, values: list[float]) -> None:
-    """What `observe` does, for many at once: the library has no such call."""
-    buckets = [0] * len(child._upper_bounds)  # noqa: SLF001
-    for value in values:
-        buckets[bisect_left(child._upper_bounds, value)] += 1  # noqa: SLF001
-    for bucket, amount in zip(child._buckets, buckets, strict=True):  # noqa: SLF001
-        if amount:
-            bucket.inc(amount)
-    child._sum.inc(sum(values))  # noqa: SLF001
-
-
-def count(receipt: Receipt, charge: Charge, cost_micros: int, filled: bool, tally: Tally) -> None:
-    """One receipt into all metrics."""
-    ticket = receipt.ticket
-    model, endpoint = ticket.model, ticket.endpoint
-    tally.add(1, REQUESTS, model, endpoint, str(receipt.status))
-    tally.observe(receipt.duration, DURATION, model, endpoint)
-    if ticket.reason:
-        tally.add(1, REFUSED, ticket.tenant, ticket.reason)
-        return
-    if endpoint == "models":
-        return
-    if ticket.cache == "hit":
-        tally.add(1, CACHE_HITS, model)
-    tally.add(1, CACHE_LOOKUPS, model, ticket.cache)
-    if ticket.decided_us:
-        tally.observe(ticket.decided_us / 1e6, PHASE, "decision")
-        tally.observe(ticket.store_us / 1e6, PHASE, "store")
-    _count_tokens(receipt, charge, cost_micros, tally)
-    if filled:
-        tally.add(1, CACHE_FILLS, model)
-    if ticket.stream and receipt.first_byte:
-        tally.observe(receipt.first_byte, TTFT, model)
-        each = time_per_output_token(receipt, charge.usage)
-        if each is not None:
-            tally.observe(each, TPOT, model)
-
-
-def _count_tokens(receipt: Receipt, charge: Charge, cost_micros: int, tally: Tally) -> None:
-    usage, model = charge.usage, receipt.ticket.model
-    if usage.prompt_tokens:
-        tally.add(usage.prompt_tokens, PROMPT, model)
-        tally.add(usage.completion_tokens, GENERATED, model)
-        tally.add(cost_micros, COST, receipt.ticket.tenant, model)
-    if usage.cached_tokens:
-        tally.add(usage.cached_tokens, PROMPT_CACHED, model)
-    if charge.estimated:
-        tally.add(1, ESTIMATED, model)
+# Of the supervisor, which shows them itself: with labels, so that workers, who import them too, have none of them.
+WORKERS = Gauge("llm_workers", "Workers: wanted, alive, serving", ["state"])
+WORKER_RESTARTS = Counter(
+    "llm_worker_restarts_total", "Workers that ended by themselves and were started again", ["worker"]
+)

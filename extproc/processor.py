@@ -49,6 +49,8 @@ class Processor:
             check_head(head, body, catalogue.config.max_body_bytes)
             return await self._decide(head, body, caller, catalogue, endpoint, request_id, began)
         except ApiError as error:
+            if error.why:
+                metrics.KEYS_REFUSED.labels(error.why).inc()
             return wire.reject(decision.Reject(error, {}, _bare_ticket(request_id, head, caller)))
         except Exception:
             log.exception("request failed")

@@ -7,6 +7,7 @@ upstream failed. Pure; wire.py reads the protobuf, the store applies the settlem
 
 import base64
 import binascii
+from functools import lru_cache
 
 import msgspec
 
@@ -17,6 +18,9 @@ from extproc.config import CacheConfig
 from extproc.decision import Ticket
 
 BYTES_PER_TOKEN = 4  # of answer text, where nothing better is known
+_STABLE = "stable"
+_LOCAL = "model-"  # begins the names of the local stack's clusters
+UNDECIDED = Ticket("")  # of requests that ended before there was a decision
 
 
 class Receipt(msgspec.Struct, frozen=True):
@@ -32,11 +36,30 @@ class Receipt(msgspec.Struct, frozen=True):
     unreachable: bool  # no healthy upstream, or none took the connection
     client_left: bool
     request_id: str = ""  # x-request-id, for people
+    peer: str = ""  # host:port that was asked
+    overhead: float | None = None  # of the duration, what neither client nor upstream took; None = no upstream answered
+    attempts: int = 0  # at the upstream
+    flags: str = ""  # why it went wrong, in Envoy's short words: "UF,URX"
+    details: str = ""  # who answered, in Envoy's words: "via_upstream"
     usage: bytes = b""  # raw JSON that usage.lua found
     done: bool = False  # the answer's end was seen
     events: int = 0  # at usage.lua's last mark
     marked_bytes: int = 0  # ditto
     body: str = ""  # base64, kept for the cache
+
+    @property
+    def arm(self) -> str:
+        return arm_of(self.upstream)
+
+
+@lru_cache(1000)
+def arm_of(cluster: str) -> str:
+    """The subset of the model's route that a cluster stands for: Istio's `outbound|8000|canary|mistral.llm.svc…` is
+    `canary`; on the local stack there is one. "" where there is none."""
+    parts = cluster.split("|")
+    if len(parts) == 4:  # direction, port, subset, host
+        return parts[2]
+    return _STABLE if cluster.startswith(_LOCAL) else ""
 
 
 class Charge(msgspec.Struct, frozen=True):
@@ -96,6 +119,7 @@ def settlement(receipt: Receipt, charged: Charge, cache: CacheConfig) -> Settlem
         estimated=charged.estimated,
         refused=bool(ticket.reason),
         fill=_fill(receipt, cache) if charged.exact else None,
+        arm=receipt.arm,
     )
 
 

@@ -10,6 +10,7 @@ import gc
 import logging
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from grpc_health.v1.health import aio as grpc_health
 
 from extproc import config, metrics, wire
 from extproc.processor import Processor
+from extproc.request_log import RequestLog
 from extproc.settling import Settler
 from extproc.store import RedisStore
 from extproc.worker import Options, Worker
@@ -70,7 +72,7 @@ async def serve(options: Options) -> None:
     await store.start()
     worker = Worker(options, catalogue, store)
     server = grpc.aio.server(options=_server_options(catalogue.config.max_body_bytes))
-    settler = Settler(worker)
+    settler = Settler(worker, RequestLog(sys.stdout.fileno()) if options.request_log else None)
     server.add_generic_rpc_handlers(_handlers(Processor(worker), settler))
     health = grpc_health.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
@@ -136,8 +138,11 @@ async def _announce(worker: Worker, health: Any, stopping: asyncio.Event) -> Non
 
 
 async def _every_second(worker: Worker, settler: Settler, parent: int, stopping: asyncio.Event) -> None:
+    loop = asyncio.get_running_loop()
     while True:
+        due = loop.time() + _POLL_SECONDS
         await asyncio.sleep(_POLL_SECONDS)
+        worker.measure(max(0.0, loop.time() - due))
         if os.getppid() != parent:
             stopping.set()  # where the kernel does not end orphans
         try:
@@ -156,5 +161,6 @@ async def _every_half_minute(worker: Worker) -> None:
         await asyncio.sleep(_SWEEP_SECONDS)
         try:
             await worker.sweep()
+            worker.watch_certificates()
         except Exception:
-            log.exception("sweep failed")
+            log.exception("housekeeping failed")

@@ -6,11 +6,10 @@ applies each once.
 """
 
 import asyncio
-import itertools
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import grpc.aio
@@ -18,7 +17,9 @@ import msgspec
 
 from extproc import chat, metrics, receipt, wire
 from extproc.admission import Settlement
+from extproc.counting import Batch
 from extproc.errors import StoreUnavailable, StoreUnsureError
+from extproc.request_log import RequestLog, line
 from extproc.worker import Worker
 
 log = logging.getLogger("llm-mesh")
@@ -38,9 +39,18 @@ class _Waiting(msgspec.Struct):
     unsure_since: float | None = None  # monotonic seconds
 
 
+class _Read(msgspec.Struct):
+    """What one message's receipts come to."""
+
+    counted: Batch
+    waiting: list[_Waiting] = []
+    lines: list[bytes] = []
+
+
 class Settler:
-    def __init__(self, worker: Worker) -> None:
+    def __init__(self, worker: Worker, request_log: RequestLog | None = None) -> None:
         self._worker = worker
+        self._request_log = request_log
         self._stopping = asyncio.Event()
         self.backlog: deque[_Waiting] = deque(maxlen=_MAX_BACKLOG)
 
@@ -69,35 +79,48 @@ class Settler:
             stopping.cancel()
 
     async def _take(self, message: Any) -> None:
-        """Settle one message's receipts in slices: folding streams for the cache must not hold decisions up."""
-        receipts = wire.read_receipts(message)
-        while some := list(itertools.islice(receipts, _SLICE)):
-            batch = self._read(some)
-            if batch:
-                await self._settle([_Waiting(s) for s in batch])
-            await asyncio.sleep(0)
+        """One message's receipts: all are read, then counted and logged together, then settled."""
+        read = _Read(Batch(self._worker.exemplars))
+        try:
+            await self._read(message, read)
+            while read.waiting:
+                some, read.waiting = read.waiting[:_BATCH], read.waiting[_BATCH:]
+                await self._settle(some)
+        except asyncio.CancelledError:
+            if read.waiting:
+                self._keep(read.waiting, None)
+            raise
 
-    def _read(self, receipts: Iterable[receipt.Receipt]) -> list[Settlement]:
-        tally = metrics.Tally()
-        batch = []
-        for each in receipts:
-            try:
-                settlement = self._account(each, tally)
-            except Exception:
-                log.exception("a receipt could not be accounted for")
-                continue
-            if each.ticket.key_id and each.ticket.endpoint in chat.PATHS.values():
-                batch.append(settlement)
-        tally.write()
-        return batch
+    async def _read(self, message: Any, read: _Read) -> None:
+        """In slices: folding streams for the cache must not hold decisions up."""
+        try:
+            for place, each in enumerate(wire.read_receipts(message), 1):
+                self._account(each, read)
+                if place % _SLICE == 0:
+                    await asyncio.sleep(0)
+        finally:
+            read.counted.write()
+            if self._request_log is not None:
+                metrics.LOG_DROPPED.inc(self._request_log.write(read.lines))
 
-    def _account(self, r: receipt.Receipt, tally: metrics.Tally) -> Settlement:
-        """One receipt into metrics, health, calibration and trace; what is left is the store's part."""
+    def _account(self, each: receipt.Receipt, read: _Read) -> None:
+        try:
+            settlement = self._spread(each, read)
+        except Exception:
+            log.exception("a receipt could not be accounted for")
+            return
+        if each.ticket.key_id and each.ticket.endpoint in chat.PATHS.values():
+            read.waiting.append(_Waiting(settlement))
+
+    def _spread(self, r: receipt.Receipt, read: _Read) -> Settlement:
+        """One receipt into metrics, health, calibration, trace and log; what is left is the store's part."""
         charged = receipt.charge(r)
         settlement = receipt.settlement(r, charged, self._worker.catalogue.config.cache)
-        metrics.count(r, charged, settlement.cost_micros, settlement.fill is not None, tally)
+        read.counted.add(r, charged, settlement.cost_micros, settlement.fill is not None)
         ticket = r.ticket
-        if r.unreachable or (r.upstream and r.status):  # else the client left before anything was known
+        if self._request_log is not None:
+            read.lines.append(line(r, charged, settlement.cost_micros))
+        if ticket.model and (r.unreachable or (r.upstream and r.status)):  # else the client left before all was known
             self._worker.observe(ticket.model, not r.unreachable)
         if charged.exact and ticket.prompt_bytes >= _TELLING_BYTES and charged.usage.prompt_tokens:
             self._worker.learn(ticket.model, charged.usage.prompt_tokens / ticket.prompt_bytes)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import msgspec
 
-from extproc import config
+from extproc import config, console, metrics
 from extproc.admin import Admin
 
 log = logging.getLogger("llm-mesh")
@@ -42,6 +42,9 @@ class ServeOptions(msgspec.Struct, frozen=True):
     admin_port: int
     drain_seconds: float
     redis_timeout_ms: int
+    request_log: bool = False
+    admin_token: str = ""  # for the console; "" = none
+    admin_token_file: str = ""  # ditto, read again when it changes
 
 
 async def supervise(options: ServeOptions) -> None:
@@ -55,7 +58,8 @@ async def supervise(options: ServeOptions) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    admin = Admin(runtime, metrics_dir, options.workers)
+    page = console.Options(options.redis_url, options.config, options.admin_token, options.admin_token_file)
+    admin = Admin(runtime, metrics_dir, options.workers, page)
     await admin.start(options.admin_host, options.admin_port)
     try:
         await asyncio.gather(
@@ -72,6 +76,7 @@ async def _keep(
     """One worker, started again whenever it ends by itself."""
     wait = _RESTART_SECONDS
     loop = asyncio.get_running_loop()
+    restarts = metrics.WORKER_RESTARTS.labels(str(index))
     while not stopping.is_set():
         began = loop.time()
         worker = await _start(index, options, runtime, metrics_dir)
@@ -87,8 +92,10 @@ async def _keep(
             await ended
         if not ended.done():
             await _drain(worker, options.drain_seconds)
-        admin.forget(worker.pid)
+        _status_file(runtime, index).unlink(missing_ok=True)  # nobody is to take its last word for news
+        await admin.forget(worker.pid)
         if not stopping.is_set():
+            restarts.inc()
             log.error("worker %d ended with status %s: starting it again", index, worker.returncode)
             wait = (
                 _RESTART_SECONDS if loop.time() - began > _MAX_RESTART_SECONDS else min(2 * wait, _MAX_RESTART_SECONDS)
@@ -115,6 +122,7 @@ async def _start(index: int, options: ServeOptions, runtime: Path, metrics_dir: 
         "extproc",
         "worker",
         *(f"--{name}={value}" for name, value in arguments.items()),
+        *(["--request-log"] if options.request_log else []),
         env={"GRPC_EXPERIMENTS": _GRPC_EXPERIMENTS, **os.environ, "PROMETHEUS_MULTIPROC_DIR": str(metrics_dir)},
         start_new_session=True,  # Ctrl-C reaches the supervisor, which drains them
     )

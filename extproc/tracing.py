@@ -41,6 +41,11 @@ def begin(traceparent: str) -> Traced | None:
     return Traced(f"{random.getrandbits(128) or 1:032x}", _span_id(), "")
 
 
+def trace_id(header: str) -> str:
+    """Of a header that `Traced` made; "" of none."""
+    return header[3:35]
+
+
 def _span_id() -> str:
     return f"{random.getrandbits(64) or 1:016x}"
 
@@ -122,6 +127,8 @@ def _attributes(
         "llm.cost_micro_dollars": cost_micros,
         "llm.decision_us": ticket.decided_us,
     }
+    if receipt.arm:
+        attributes["llm.arm"] = receipt.arm
     if receipt.first_byte:
         attributes["gen_ai.server.time_to_first_token"] = receipt.first_byte
     if ticket.reason:

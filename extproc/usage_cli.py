@@ -16,7 +16,7 @@ from extproc.keys_cli import UsageError
 from extproc.store import RedisStore
 from extproc.store.keyspace import METRICS
 
-DIMENSIONS = ("day", "tenant", "user", "key", "model")
+DIMENSIONS = ("day", "tenant", "user", "key", "model", "arm")
 
 
 def add_arguments(parser: argparse.ArgumentParser, redis_url: str) -> None:

@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from extproc.decision import Forward, Reject, Replay, Ticket, error_headers
 from extproc.errors import LlmMeshError
-from extproc.receipt import Receipt
+from extproc.receipt import UNDECIDED, Receipt
 
 PROCESS = "envoy.service.ext_proc.v3.ExternalProcessor"
 ACCESS_LOGS = "envoy.service.accesslog.v3.AccessLogService"
@@ -45,6 +45,36 @@ _ATTRIBUTES = {  # of mesh/envoyfilter/ext-proc.yaml -> the headers' names
 }
 
 parse_access_logs = StreamAccessLogsMessage.FromString
+_FLAGS = {  # Envoy's short words, as %RESPONSE_FLAGS% writes them
+    "failed_local_healthcheck": "LH",
+    "no_healthy_upstream": "UH",
+    "upstream_request_timeout": "UT",
+    "local_reset": "LR",
+    "upstream_remote_reset": "UR",
+    "upstream_connection_failure": "UF",
+    "upstream_connection_termination": "UC",
+    "upstream_overflow": "UO",
+    "no_route_found": "NR",
+    "delay_injected": "DI",
+    "fault_injected": "FI",
+    "rate_limited": "RL",
+    "unauthorized_details": "UAEX",
+    "rate_limit_service_error": "RLSE",
+    "downstream_connection_termination": "DC",
+    "upstream_retry_limit_exceeded": "URX",
+    "stream_idle_timeout": "SI",
+    "invalid_envoy_request_headers": "IH",
+    "downstream_protocol_error": "DPE",
+    "upstream_max_stream_duration_reached": "UMSDR",
+    "response_from_cache_filter": "RFCF",
+    "no_filter_config_found": "NFCF",
+    "duration_timeout": "DT",
+    "upstream_protocol_error": "UPE",
+    "no_cluster_found": "NC",
+    "overload_manager": "OM",
+    "dns_resolution_failure": "DF",
+    "downstream_remote_reset": "DR",
+}
 _encoder = msgspec.json.Encoder()
 _decoder = msgspec.json.Decoder(Ticket)
 
@@ -171,44 +201,73 @@ def _bytes(reply: ProcessingResponse) -> bytes:
 
 
 def read_receipts(message: StreamAccessLogsMessage) -> Iterator[Receipt]:
-    """The receipts of one access-log message. Entries without our ticket (refused before the decision) are left out."""
+    """The receipts of one access-log message. Entries without a ticket of ours ended before the decision."""
     for entry in message.http_logs.log_entry:
-        receipt = _receipt(entry)
-        if receipt is not None:
-            yield receipt
+        yield _receipt(entry)
 
 
-def _receipt(entry: Any) -> Receipt | None:
-    common = entry.common_properties
+def _receipt(entry: Any) -> Receipt:
+    common, response = entry.common_properties, entry.response
     metadata = common.metadata.filter_metadata
-    if TICKET_NAMESPACE not in metadata:
-        return None
-    try:
-        ticket = _decoder.decode(metadata[TICKET_NAMESPACE].fields["ticket"].string_value)
-    except msgspec.MsgspecError:
-        return None
+    ticket = _read_ticket(metadata)
     start_ns = common.start_time.seconds * 1_000_000_000 + common.start_time.nanos
     flags = common.response_flags
     report = _read_report(metadata)
-    status = entry.response.response_code.value
+    status = response.response_code.value
     return Receipt(
         ticket=ticket,
         status=status,
         start=start_ns / 1e9,
-        duration=common.duration.seconds + common.duration.nanos / 1e9,
+        duration=_seconds(common.duration),
         first_byte=max(0.0, (report.first_us * 1000 - start_ns) / 1e9) if report.first_us else 0.0,
-        body_bytes=entry.response.response_body_bytes,
+        body_bytes=response.response_body_bytes,
         upstream=common.upstream_cluster,
         # The flag of a first try stays when a second one succeeds: only a failed answer counts.
         unreachable=status >= 500 and (flags.no_healthy_upstream or flags.upstream_connection_failure),
         client_left=flags.downstream_connection_termination or flags.downstream_remote_reset,
         request_id=entry.request.request_id,
+        peer=_peer(common),
+        overhead=_overhead(common),
+        attempts=common.upstream_request_attempt_count,
+        flags=",".join([_FLAGS.get(field.name, field.name) for field, _ in flags.ListFields()]),
+        details=response.response_code_details,
         usage=bytes(report.usage),
         done=report.done,
         events=report.events,
         marked_bytes=report.bytes,
         body=metadata["llm.fill"].fields["body"].string_value if "llm.fill" in metadata else "",
     )
+
+
+def _read_ticket(metadata: Mapping[str, Any]) -> Ticket:
+    if TICKET_NAMESPACE not in metadata:
+        return UNDECIDED
+    try:
+        return _decoder.decode(metadata[TICKET_NAMESPACE].fields["ticket"].string_value)
+    except msgspec.MsgspecError:
+        return UNDECIDED
+
+
+def _peer(common: Any) -> str:
+    address = common.upstream_remote_address.socket_address
+    return f"{address.address}:{address.port_value}" if address.address else ""
+
+
+def _overhead(common: Any) -> float | None:
+    """From the request's last byte to the first one upstream, and from the answer's first byte to the first one to the
+    client: all that is done here. What was lost on an upstream that failed before another was tried counts too."""
+    answered, told = common.time_to_first_upstream_rx_byte, common.time_to_first_downstream_tx_byte
+    if not answered.nanos or not told.nanos:  # to the nanosecond: none is a whole second
+        return None
+    whole, asked = common.time_to_last_rx_byte, common.time_to_first_upstream_tx_byte
+    seconds = asked.seconds - whole.seconds + told.seconds - answered.seconds
+    nanos = asked.nanos - whole.nanos + told.nanos - answered.nanos
+    return float(max(0.0, seconds + nanos / 1e9))
+
+
+def _seconds(duration: Any) -> float:
+    seconds: float = duration.seconds + duration.nanos / 1e9
+    return seconds
 
 
 class _Report(msgspec.Struct, frozen=True):

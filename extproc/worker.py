@@ -17,6 +17,7 @@ import msgspec
 from extproc import config, keys, metrics, tracing
 from extproc.admission import Store
 from extproc.errors import ConfigError, StoreUnavailable
+from extproc.exemplars import Exemplars
 from extproc.health import Health
 from extproc.status import Status
 from extproc.store import MemoryStore
@@ -38,6 +39,7 @@ class Options(msgspec.Struct, frozen=True):
     status_file: str = ""
     drain_seconds: float = 2.0  # serving on while Envoy's health check notices
     redis_timeout_seconds: float = 0.1
+    request_log: bool = False  # a JSON line a request on standard output
 
 
 class Worker:
@@ -50,6 +52,7 @@ class Worker:
         self.health = Health(catalogue.config.down_seconds * 1000)
         self.ratios: dict[str, float] = {}
         self.tracer = tracing.Tracer() if tracing.wanted() else None
+        self.exemplars = Exemplars()
         self.store_up = True
         self.reached = False  # the store, once
         self._begun = time.monotonic()
@@ -59,6 +62,7 @@ class Worker:
         self._learned: set[str] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._config_digest = _digest(options.config)
+        self._cpu_seconds = 0.0
 
     # --- what receipts teach ------------------------------------------------------------------------------------------
 
@@ -139,6 +143,16 @@ class Worker:
         except StoreUnavailable:
             metrics.STORE_ERRORS.labels("sweep").inc()
 
+    def watch_certificates(self) -> None:
+        for name, expires in self.store.certificates().items():
+            metrics.CERTIFICATE_EXPIRY.labels(name).set(expires)
+
+    def measure(self, lag_seconds: float) -> None:
+        """How busy this process is; the lag is how late its loop was."""
+        spent, self._cpu_seconds = self._cpu_seconds, time.process_time()
+        metrics.WORKER_CPU.labels(str(self.options.index)).inc(self._cpu_seconds - spent)
+        metrics.WORKER_LAG.set(lag_seconds)
+
     def adopt(self, catalogue: config.Catalogue) -> None:
         self.catalogue = catalogue
         self.keys.grace_seconds = catalogue.config.key_grace_seconds
@@ -169,10 +183,12 @@ class Worker:
             self.adopt(config.load(Path(path).read_bytes(), path))
         except (ConfigError, OSError) as error:
             self.config_error = str(error)
+            metrics.CONFIG_REFUSED.set(1)
             metrics.CONFIG_RELOADS.labels("refused").inc()
             log.error("configuration kept at %s: %s", self.catalogue.revision, error)  # noqa: TRY400  says it all
         else:
             self.config_error = ""
+            metrics.CONFIG_REFUSED.set(0)
             metrics.CONFIG_RELOADS.labels("taken").inc()
             log.info("configuration %s", self.catalogue.revision)
 
@@ -182,6 +198,7 @@ class Worker:
             part = path.with_suffix(".part")
             part.write_bytes(msgspec.json.encode(self.status()))
             part.replace(path)
+            self.exemplars.write(path.parent, self.options.index)
 
 
 def _digest(path: str) -> str:

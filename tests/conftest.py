@@ -14,12 +14,18 @@ from tools.cluster.mesh import MeshSettings
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--mesh", type=Path, metavar="OVERLAY", help="run on a real control plane what the overlay says")
+    parser.addoption("--backend", default="", metavar="URL", help="a real server that is every model of the stack")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "simulated(what): a backend that does what a real one can not be told to")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """On a mesh, what is about the local stack's own parts is left out."""
-    if config.getoption("--mesh"):
-        items[:] = [item for item in items if not item.get_closest_marker("local")]
+    """On a mesh, what is about the local stack's own parts is left out; with a real server, what one can not do too."""
+    left_out = {"local": ("--mesh", "--backend"), "simulated": ("--backend",)}
+    gone = {mark for mark, options in left_out.items() if any(map(config.getoption, options))}
+    items[:] = [item for item in items if not any(map(item.get_closest_marker, gone))]
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +33,7 @@ def platform(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """The platform with two workers, shared by all tests that do not break it."""
     directory = tmp_path_factory.mktemp("platform")
     overlay = request.config.getoption("--mesh")
-    local = Settings(directory, drain_seconds=1.0)
+    local = Settings(directory, drain_seconds=1.0, request_log=True, backend=request.config.getoption("--backend"))
     with running(MeshSettings(directory, overlay) if overlay else local) as platform:
         yield platform
 
@@ -35,7 +41,7 @@ def platform(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture
 def start_platform(request: pytest.FixtureRequest, tmp_path: Path) -> StartPlatform:
     """A platform of the test's own, to be broken: `with start_platform(workers=1) as platform:`."""
-    if request.config.getoption("--mesh"):
+    if request.config.getoption("--mesh") or request.config.getoption("--backend"):
         pytest.skip("breaks the local stack's own parts")
     return lambda **settings: running(Settings(tmp_path / "platform", **settings))
 

@@ -24,7 +24,8 @@ import msgspec
 import openai
 import redis
 import yaml
-from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families as plain_text
 
 from extproc.local.stack import ROOT, Settings, Stack
 from extproc.pricing import cost_micros
@@ -37,6 +38,7 @@ Json = dict[str, Any]
 NO_TLS = ssl.SSLContext(
     ssl.PROTOCOL_TLS_CLIENT
 )  # for plain HTTP: reading the machine's certificates takes 20 ms a client
+OPENMETRICS = "application/openmetrics-text;version=1.0.0"  # as Prometheus asks; exemplars are in no other text
 CONFIG = ROOT / "overlays" / "base" / "llm-mesh.yaml"
 SERVED = {
     "llama2": "meta-llama/Llama-2-7b-chat-hf",
@@ -284,17 +286,29 @@ def arrived(platform: Platform, model: str, marker: str) -> list[Json]:
 class Metrics:
     """One scrape of the admin port."""
 
-    def __init__(self, platform: Platform) -> None:
-        with httpx.Client(verify=NO_TLS) as client:
+    def __init__(self, platform: Platform, accept: str = "text/plain") -> None:
+        with httpx.Client(verify=NO_TLS, headers={"accept": accept}) as client:
             self.text = client.get(f"{platform.stack.admin_url}/metrics").text
-        self._samples = [s for family in text_string_to_metric_families(self.text) for s in family.samples]
+        parse = openmetrics if accept == OPENMETRICS else plain_text
+        self._samples = [s for family in parse(self.text) for s in family.samples]
 
     def value(self, name: str, **labels: str) -> float:
         """The sum over all samples that carry these labels."""
         return sum(s.value for s in self._samples if s.name == name and labels.items() <= s.labels.items())
 
+    def exemplars(self, name: str) -> list[Any]:
+        """Those of the metric's buckets."""
+        return [s.exemplar for s in self._samples if s.name == f"{name}_bucket" and s.exemplar]
+
     def labels(self, name: str) -> set[frozenset[str]]:
         return {frozenset(s.labels) for s in self._samples if s.name == name}
+
+
+def log_lines(platform: Platform, **fields: Any) -> list[Json]:
+    """The request log's lines that have these values, oldest first."""
+    text = platform.stack.children["processor"].log.read_text()
+    lines = [msgspec.json.decode(line) for line in text.splitlines() if line.startswith('{"kind":"request"')]
+    return [line for line in lines if fields.items() <= line.items()]
 
 
 def health(platform: Platform) -> Json:

@@ -4,12 +4,14 @@ import argparse
 import asyncio
 import fcntl
 import os
+import secrets
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from extproc.local import observe
 from extproc.local.process import StackError, require_free
 from extproc.local.stack import Settings, Stack
 
@@ -27,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--redis", default=env("REDIS_URL", ""), help="use this one instead of starting one (REDIS_URL)"
     )
     parser.add_argument("--backend", default=env("BACKEND", ""), help="URL of a real vLLM server (BACKEND)")
+    parser.add_argument(
+        "--observe",
+        action="store_true",
+        default=env("OBSERVE", "") not in ("", "0"),
+        help="Prometheus with the rules of observability/ (OBSERVE=1)",
+    )
+    parser.add_argument("--prometheus-port", type=int, default=env("PROMETHEUS_PORT", "9090"), help="(PROMETHEUS_PORT)")
+    parser.add_argument("--request-log", action="store_true", help="one JSON line a request in processor.log")
     parser.add_argument("--prefill-us-per-token", default="200", help="of the simulated backends")
     parser.add_argument("--decode-ms-per-token", default="15", help="of the simulated backends")
 
@@ -39,6 +49,9 @@ def run(arguments: argparse.Namespace) -> int:
 async def _run(a: argparse.Namespace) -> int:
     for port, variable in ((a.http_port, "HTTP_PORT"), (a.https_port, "HTTPS_PORT"), (a.admin_port, "ADMIN_PORT")):
         require_free(port, variable)
+    if a.observe:
+        require_free(a.prometheus_port, "PROMETHEUS_PORT")
+        observe.program("prometheus")  # said before anything is started
     settings = Settings(
         directory=a.directory.resolve(),
         config=a.config.resolve(),
@@ -50,6 +63,8 @@ async def _run(a: argparse.Namespace) -> int:
         backend=a.backend,
         simulator=("--prefill-us-per-token", a.prefill_us_per_token, "--decode-ms-per-token", a.decode_ms_per_token),
         drain_seconds=0.2,
+        request_log=a.request_log,
+        admin_token=secrets.token_urlsafe(24),
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -68,6 +83,9 @@ async def _run(a: argparse.Namespace) -> int:
     try:
         _write_private(environment, _environment(stack))
         print(_how_to_call(stack, environment, Path.cwd()))
+        if a.observe:
+            url = await observe.observe(stack, a.prometheus_port)
+            print(f"Prometheus: {url} (rules and alerts of observability/, see docs/runbook.md)\n", flush=True)
         await _watch(stack, stopping)
     finally:
         print("stopping …")
@@ -121,6 +139,8 @@ def _environment(stack: Stack) -> str:
         f"export OPENAI_BASE_URL={stack.https_url}\n"
         f"export OPENAI_API_KEY={stack.api_key}\n"
         f"export SSL_CERT_FILE={stack.ca_file}\n"
+        f"export LLM_MESH_ADMIN={stack.admin_url}\n"
+        f"export LLM_MESH_ADMIN_TOKEN={stack.settings.admin_token}\n"
         f"export LLM_MESH_REDIS={stack.redis_url}\n"  # not REDIS_URL: the next run would take it for its own
     )
 
@@ -129,6 +149,7 @@ def _how_to_call(stack: Stack, environment: Path, here: Path) -> str:
     path = environment.relative_to(here) if environment.is_relative_to(here) else environment
     return f"""
 ready: {stack.base_url} and {stack.https_url} (admin: {stack.admin_url}/health, /metrics)
+console: {stack.admin_url}/console/   token: {stack.settings.admin_token}
 
   source {path}
   curl -s $OPENAI_BASE_URL/chat/completions -H "Authorization: Bearer $OPENAI_API_KEY" \\

@@ -46,7 +46,9 @@ class Settings(msgspec.Struct, frozen=True):
     envoy_concurrency: int = 1
     drain_seconds: float = 2.0
     upstream_idle_seconds: int = 600
-    environment: dict[str, str] = {}  # of the processor
+    request_log: bool = False  # of the processor, into its log
+    environment: dict[str, str] = {}  # ditto
+    admin_token: str = ""  # ditto, for its console; "" = without
 
 
 class Stack:
@@ -182,7 +184,12 @@ class Stack:
 
     async def _use_backend(self) -> None:
         """Route every model to one real server: the configuration is cut down to what it serves."""
-        card = await _first_model(self.settings.backend)
+        cards = await _cards(self.settings.backend)
+        address = self.settings.backend.split("://")[-1].split("/")[0]
+        if {model.served_name for model in self.catalogue.models.values()} <= {card["id"] for card in cards}:
+            self.models = dict.fromkeys(self.catalogue.models, address)  # it serves them all: nothing to cut
+            return
+        card = cards[0]
         text = yaml.safe_load(self.settings.config.read_text())
         name = "backend"
         model = {"name": name, "served_name": card["id"], "price": {"input": 0.1, "output": 0.3}}
@@ -194,16 +201,16 @@ class Stack:
         path.write_text(yaml.safe_dump(text))
         self.catalogue = config.load(path.read_bytes(), str(path))
         self.settings = msgspec.structs.replace(self.settings, config=path)
-        self.models[name] = self.settings.backend.split("://")[-1].split("/")[0]
+        self.models[name] = address
 
     async def _start_processor(self) -> None:
         command = [sys.executable, "-m", "extproc", "serve", "--config", str(self.settings.config)]
         command += ["--sockets", str(self._sockets), "--workers", str(self.settings.workers)]
         command += ["--redis", self.redis_url, "--admin", f"127.0.0.1:{self.admin_port}"]
         command += ["--drain-seconds", str(self.settings.drain_seconds)]
-        await self._start_all(
-            self._child("processor", *command, probe=self._workers_alive, **self.settings.environment)
-        )
+        command += ["--request-log"] if self.settings.request_log else []
+        environment = {"LLM_MESH_ADMIN_TOKEN": self.settings.admin_token, **self.settings.environment}
+        await self._start_all(self._child("processor", *command, probe=self._workers_alive, **environment))
 
     async def _workers_alive(self) -> bool:
         alive = [self._sockets / f"worker-{i}.sock" for i in range(self.settings.workers)]
@@ -276,7 +283,7 @@ def _beside(package: str) -> Path:
     return Path(spec.origin).parent
 
 
-async def _first_model(url: str) -> dict[str, Any]:
+async def _cards(url: str) -> list[dict[str, Any]]:
     import aiohttp  # noqa: PLC0415
 
     if not url.startswith("http://"):
@@ -285,7 +292,7 @@ async def _first_model(url: str) -> dict[str, Any]:
         root = url.rstrip("/").removesuffix("/v1")
         async with aiohttp.ClientSession() as session, session.get(f"{root}/v1/models") as response:
             listing = await response.json()
-            card: dict[str, Any] = listing["data"][0]
-            return card
+            cards: list[dict[str, Any]] = listing["data"]
+            return [cards[0], *cards[1:]]
     except (aiohttp.ClientError, OSError, ValueError, LookupError, TypeError) as error:
         raise StackError(f"BACKEND {url} does not list its models: {error}") from error

@@ -37,6 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prefill-us-per-token", type=float, default=0.0, metavar="US", help="simulated")
     parser.add_argument("--decode-ms-per-token", type=float, default=0.0, metavar="MS", help="simulated")
     parser.add_argument("--enable-prompt-tokens-details", action="store_true")
+    parser.add_argument("--tool-call-parser", default="hermes", metavar="NAME", help='"" refuses tools, as without it')
+    parser.add_argument("--enable-auto-tool-choice", action="store_true", help="accepted; --tool-call-parser decides")
     parser.add_argument("--enable-prefix-caching", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument(
         "--typical-completion-tokens",
@@ -55,6 +57,7 @@ def settings(args: argparse.Namespace) -> Settings:
         max_model_len=args.max_model_len,
         pooling=args.runner == "pooling",
         prompt_tokens_details=args.enable_prompt_tokens_details,
+        tools=bool(args.tool_call_parser),
         typical_completion_tokens=args.typical_completion_tokens,
         seed=args.seed,
         timing=Timing(

@@ -4,7 +4,7 @@ Pure: it gets an `Ask`, its `Answer`s and the head of the answer, and gives byte
 strings joined; logprobs, token ids and running usage take the slower path. Field order is vLLM's.
 """
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import msgspec
 
@@ -24,13 +24,18 @@ class Head(msgspec.Struct):
     created: int
     model: str
     prompt_tokens: int = 0
-    cached_tokens: int | None = None  # None: --enable-prompt-tokens-details is off
+    details: bool = False  # --enable-prompt-tokens-details
+    cached_tokens: int = 0
+    created_cache_tokens: int | None = None  # put into the prefix cache; None where the dialect does not say
 
 
 class Writer(Protocol):
     """One dialect of answering. `head` is filled in as its figures become known, before they are written."""
 
     head: Head
+
+    def caches(self, cached_tokens: int, created_tokens: int) -> None:
+        """Take what the prefix cache held of the prompt, and what was put into it."""
 
     def plain(self) -> bytes: ...
 
@@ -45,13 +50,30 @@ class Writer(Protocol):
 
 
 def usage(head: Head, completion_tokens: int) -> dict[str, Any]:
-    total = head.prompt_tokens + completion_tokens
-    details = None if head.cached_tokens is None else {"cached_tokens": head.cached_tokens}
+    details = {
+        "cached_tokens": head.cached_tokens,
+        "created_cache_tokens": head.created_cache_tokens,
+        "multimodal_tokens": None,
+    }
+    return {
+        **_counts(head, completion_tokens),
+        "prompt_tokens_details": details if head.details else None,
+        "completion_tokens_details": None,
+    }
+
+
+def _counts(head: Head, completion_tokens: int) -> dict[str, Any]:
     return {
         "prompt_tokens": head.prompt_tokens,
-        "total_tokens": total,
+        "total_tokens": head.prompt_tokens + completion_tokens,
         "completion_tokens": completion_tokens,
-        "prompt_tokens_details": details,
+    }
+
+
+def _said(values: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what is null, at every depth: the last event of a stream does."""
+    return {
+        key: _said(value) if isinstance(value, dict) else value for key, value in values.items() if value is not None
     }
 
 
@@ -68,6 +90,7 @@ class EventWriter:
     """What the two dialects share: finding a choice, its usage, its end."""
 
     object_name = b""
+    running_details: ClassVar[dict[str, Any]] = {}  # of the usage in every event
 
     def __init__(self, ask: Ask, answers: list[Answer], head: Head, vocabulary: Vocabulary) -> None:
         self._ask = ask
@@ -82,13 +105,16 @@ class EventWriter:
         self._starts = [self._prefix + self._start(at) for at in range(len(answers))]
         self._sent = 0
 
+    def caches(self, cached_tokens: int, created_tokens: int) -> None:  # noqa: ARG002  as Writer says
+        self.head.cached_tokens = cached_tokens
+
     def _start(self, choice: int) -> bytes:
         raise NotImplementedError
 
     def _running_usage(self, at: int) -> bytes:
         if not self._ask.continuous_usage:
             return b""
-        return b',"usage":' + encode(usage(self.head, at) | {}).replace(b',"prompt_tokens_details":null', b"")
+        return b',"usage":' + encode(_counts(self.head, at) | self.running_details)
 
     def _final_tail(self) -> bytes:
         return b"}\n\n" if self._ask.include_usage else b',"system_fingerprint":"%b"}\n\n' % FINGERPRINT.encode()
@@ -102,6 +128,6 @@ class EventWriter:
     def closing(self) -> list[bytes]:
         if not self._ask.include_usage:
             return [DONE]
-        counted = {key: value for key, value in usage(self.head, self._total()).items() if value is not None}
-        tail = b'],"usage":%b,"system_fingerprint":"%b"}\n\n' % (encode(counted), FINGERPRINT.encode())
+        counted = encode(_said(usage(self.head, self._total())))
+        tail = b'],"usage":%b,"system_fingerprint":"%b"}\n\n' % (counted, FINGERPRINT.encode())
         return [self._prefix + tail, DONE]

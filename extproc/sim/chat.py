@@ -1,6 +1,6 @@
 """The bytes of /v1/chat/completions, plain and as chunks, field by field in vLLM's order. Pure."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from extproc.sim.answers import FINGERPRINT, NULL, EventWriter, Head, alternatives, encode, logprob, usage
 from extproc.sim.text import Answer, escape
@@ -8,11 +8,13 @@ from extproc.sim.text import Answer, escape
 
 class ChatWriter(EventWriter):
     object_name = b"chat.completion.chunk"
+    running_details: ClassVar[dict[str, Any]] = {"completion_tokens_details": None}
     _plain_tail = b'"},"logprobs":null,"finish_reason":null,"token_ids":null}]}\n\n'
 
+    def caches(self, cached_tokens: int, created_tokens: int) -> None:
+        self.head.cached_tokens, self.head.created_cache_tokens = cached_tokens, created_tokens
+
     def _start(self, choice: int) -> bytes:
-        if self._answers[choice].tool is not None:
-            return b'{"index":%d,"delta":{"tool_calls":[{"index":0,"function":{"arguments":"' % choice
         return b'{"index":%d,"delta":{"content":"' % choice
 
     def opening(self) -> list[bytes]:
@@ -40,9 +42,9 @@ class ChatWriter(EventWriter):
             end = b',"stop_reason":' + encode(answer.stop_reason)
         return b"".join(
             (
-                self._first_of_tool(choice, answer) if answer.tool is not None and at == 0 else self._starts[choice],
-                answer.pieces[at],
-                b'"}}]},"logprobs":' if answer.tool is not None else b'"},"logprobs":',
+                self._prefix + b'{"index":%d,"delta":' % choice,
+                self._delta(choice, at, answer),
+                b',"logprobs":',
                 found,
                 b',"finish_reason":',
                 encode(self._finish(answer)) if last else NULL,
@@ -59,11 +61,20 @@ class ChatWriter(EventWriter):
         called = answer.tool is not None and answer.finish_reason == "stop" and not self._ask.named_tool
         return "tool_calls" if called else answer.finish_reason
 
-    def _first_of_tool(self, choice: int, answer: Answer) -> bytes:
-        return self._prefix + (
-            b'{"index":%d,"delta":{"tool_calls":[{"id":%b,"type":"function","index":0,"function":{"name":%b,'
-            b'"arguments":"' % (choice, encode(_call_id(self.head, choice)), encode(answer.tool))
-        )
+    def _delta(self, choice: int, at: int, answer: Answer) -> bytes:
+        if answer.tool is None:
+            ends_empty = not answer.pieces[at] and at + 1 == len(answer.pieces)
+            return b"{}" if ends_empty else b'{"content":"%b"}' % answer.pieces[at]
+        if at == 0:
+            call = b'{"id":%b,"type":"function","index":0,"function":{"name":%b}}' % (
+                encode(_call_id(self.head, choice)),
+                encode(answer.tool),
+            )
+        elif answer.pieces[at]:
+            call = b'{"index":0,"function":{"arguments":"%b"}}' % answer.pieces[at]
+        else:
+            return b"{}"
+        return b'{"content":null,"tool_calls":[%b]}' % call
 
     def _logprobs(self, tokens: list[str]) -> dict[str, Any]:
         return {"content": [self._content_logprob(token) for token in tokens]}
@@ -94,7 +105,7 @@ class ChatWriter(EventWriter):
         calls = b""
         content = b'"' + text + b'"'
         if answer.tool is not None:
-            content = NULL
+            content = b'""'
             calls = b'"tool_calls":[{"id":%b,"type":"function","function":{"name":%b,"arguments":"%b"}}],' % (
                 encode(_call_id(self.head, at)),
                 encode(answer.tool),
@@ -121,4 +132,5 @@ def _call_id(head: Head, choice: int) -> str:
 
 
 def _logprob(token: str, rank: int) -> dict[str, Any]:
+    token = token or "</s>"
     return {"token": token, "logprob": logprob(token, rank), "bytes": list(token.encode())}

@@ -3,7 +3,7 @@
 import msgspec
 
 from extproc.sim import text
-from extproc.sim.asks import Ask
+from extproc.sim.asks import Ask, arguments
 from extproc.sim.faults import Faults
 
 
@@ -26,6 +26,9 @@ def answers(ask: Ask, forced: Faults, length: Length, key: int) -> list[text.Ans
 def _one(ask: Ask, forced: Faults, limit: int, typical: int, key: int) -> text.Answer:
     if forced.text is not None:
         answer = text.quoted(forced.text, limit)
+    elif forced.tool in [function.get("name") for function in ask.offered]:
+        function = next(function for function in ask.offered if function.get("name") == forced.tool)
+        answer = text.quoted(arguments(function, key), limit, forced.tool)
     elif ask.json_text is not None:
         answer = text.quoted(ask.json_text, limit, ask.tool)
     else:
@@ -35,4 +38,4 @@ def _one(ask: Ask, forced: Faults, limit: int, typical: int, key: int) -> text.A
         elif ask.max_tokens is None:
             natural = max(1, typical // 2 + key % (typical + 1))
         answer = text.written(min(natural, limit), key, "stop" if natural < limit else "length")
-    return text.stopped(answer, ask.stops) if ask.stops else answer
+    return text.stopped(answer, ask.stops) if ask.stops and answer.tool is None else answer

@@ -34,6 +34,9 @@ class EmbeddingWriter:
         self.head = head
         self._request = request
 
+    def caches(self, cached_tokens: int, created_tokens: int) -> None:
+        """Embeddings say nothing of it."""
+
     def plain(self) -> bytes:
         return msgspec.json.encode(
             {
@@ -42,7 +45,7 @@ class EmbeddingWriter:
                 "created": self.head.created,
                 "model": self.head.model,
                 "data": [self._item(at, tokens) for at, tokens in enumerate(self._inputs)],
-                "usage": usage(self.head, 0),
+                "usage": usage(self.head, 0) | {"prompt_tokens_details": None},
             }
         )
 

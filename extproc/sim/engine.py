@@ -28,8 +28,8 @@ class Job:
     """One request inside the engine: `width` sequences that step together."""
 
     __slots__ = (
-        "arrived", "cached_tokens", "due", "emitted", "ended", "first_at", "last_at", "lengths", "longest",
-        "max_tokens", "n", "owner", "prompt_tokens", "prompts", "reasons", "started", "stream", "width",
+        "arrived", "cached_tokens", "created_tokens", "due", "emitted", "ended", "first_at", "last_at", "lengths",
+        "longest", "max_tokens", "n", "owner", "prompt_tokens", "prompts", "reasons", "started", "stream", "width",
     )  # fmt: skip
 
     def __init__(self, prompts: list[list[str]], lengths: list[int], *, n: int, max_tokens: int, stream: bool) -> None:
@@ -42,6 +42,7 @@ class Job:
         self.stream = stream
         self.prompt_tokens = sum(map(len, prompts))
         self.cached_tokens = 0
+        self.created_tokens = 0
         self.reasons: list[str] = []  # finish reason of each sequence
         self.owner: Any = None
         self.arrived = self.started = self.first_at = self.last_at = 0.0
@@ -169,6 +170,8 @@ class Engine:
         job.started = now
         if self.timing.prefix_caching:
             job.cached_tokens = sum(self._cache.take(prompt) for prompt in job.prompts)
+            whole = sum(len(prompt) // BLOCK_TOKENS * BLOCK_TOKENS for prompt in job.prompts)
+            job.created_tokens = max(0, whole - job.cached_tokens)
         self._observer.queried(job.prompt_tokens, job.cached_tokens)
         job.first_at = now + (job.prompt_tokens - job.cached_tokens) * self.timing.prefill_s_per_token
         self._running.add(job)

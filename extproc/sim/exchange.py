@@ -56,7 +56,9 @@ class Exchange:
             return True
         events = [] if job.emitted else self.writer.opening()
         for at in range(job.emitted, job.due):
-            events += [self.writer.token(choice, at) for choice in range(job.width) if at < job.lengths[choice]]
+            for choice in range(job.width):
+                if at < job.lengths[choice] and (event := self.writer.token(choice, at)):
+                    events.append(event)
         job.emitted = job.due
         last = job.ended
         if last:

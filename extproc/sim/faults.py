@@ -24,6 +24,7 @@ class Faults(msgspec.Struct):
     error_after: int = -1  # x-sim-error-after: an error event after so many chunks, then [DONE]
     tokens: int = 0  # x-sim-tokens: completion length
     text: str | None = None  # x-sim-text: the answer, base64 of UTF-8
+    tool: str | None = None  # x-sim-tool: call this one of the tools that the model may call or not
 
     @property
     def shapes_stream(self) -> bool:
@@ -51,6 +52,8 @@ def _apply(faults: Faults, name: str, value: str) -> None:
         faults.hang = value not in ("0", "false", "")
     elif name == "text":
         faults.text = base64.b64decode(value).decode()
+    elif name == "tool":
+        faults.tool = value
     elif name == "delay_ms":
         faults.delay_ms = float(value)
     elif name in ("cut_after", "split", "join", "stall_after", "error_after", "tokens"):

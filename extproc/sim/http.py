@@ -77,6 +77,7 @@ class Connection(asyncio.Protocol):
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
         self._keep_alive = True
+        self._bare = False  # a HEAD request: the answer has no body
         self._faulty = False
         self._last = False  # close after what is queued
         self._stuck = False  # a fault: no answer will come
@@ -151,7 +152,7 @@ class Connection(asyncio.Protocol):
     def respond(self, status: int, body: bytes, content_type: bytes = _JSON, extra: bytes = b"") -> None:
         """Answer the current request as a whole."""
         head = self._head(status, content_type, b"content-length: %d\r\n" % len(body), extra)
-        self._transport.write(head + body)
+        self._transport.write(head if self._bare else head + body)
         self._finish()
 
     def respond_half(self, body: bytes) -> None:
@@ -257,5 +258,6 @@ class Connection(asyncio.Protocol):
             request = self._queue.popleft()
             self._busy = True
             self._keep_alive = request.keep_alive
+            self._bare = request.method == "HEAD"
             self._handler.requested(self, request)
         self._draining = False

@@ -10,7 +10,7 @@ from extproc.sim.http import Request
 def model_list(model: str, served: tuple[str, ...], max_model_len: int, created: int) -> bytes:
     """Return the answer of GET /v1/models."""
     permission = {
-        "id": "modelperm-0",
+        "id": "modelperm-0000000000000000",
         "object": "model_permission",
         "created": created,
         "allow_create_engine": False,

@@ -1,7 +1,9 @@
 """What vLLM 0.32 shows at GET /metrics, as far as a simulator can fill it truthfully.
 
 It owns names, types, labels and buckets. The hot path adds to plain integers and lists; prometheus_client only
-writes the text when somebody asks. `engine` is "0", as in a server with one engine.
+writes the text when somebody asks. `engine` is "0", as in a server with one engine. Left out: how long requests took
+and how large they were as the web framework counts them (http_request_duration_*, http_*_size_bytes), when histograms
+began (*_created), the tool parser's counter, and labels of cache_config_info that nobody reads.
 """
 
 import time
@@ -25,6 +27,48 @@ _TTFT = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 
 _ITL = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0)
 _ITERATION = (1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _N = (1, 2, 5, 10, 20)
+_BY_REASON = (
+    "Number of waiting requests by reason. Reason labels: 'capacity' = waiting for scheduling capacity; 'deferred' = "
+    "deferred by transient constraints (LoRA budget, KV transfer, blocked status). Sum of all reasons equals "
+    "vllm:num_requests_waiting."
+)
+_BY_TIER = (
+    "Prefix-cache hit tokens by the cache tier that supplied them: device (local HBM), host (offloaded to DRAM), disk, "
+    "p2p (transferred from another vLLM instance) or external_unspecified. Counted at admission; sums to "
+    "vllm:prefix_cache_hits + vllm:external_prefix_cache_hits."
+)
+_SLEEP = (
+    "Engine sleep state; awake = 0 means engine is sleeping; awake = 1 means engine is awake; weights_offloaded = 1 "
+    "means sleep level 1; discard_all = 1 means sleep level 2."
+)
+_COMPUTED = "Histogram of new KV tokens computed during prefill (excluding cached tokens)."
+_EXTERNAL = "External prefix cache {} from KV connector cross-instance cache sharing, in terms of number of {} tokens."
+_EXTERNAL_QUERIES = _EXTERNAL.format("queries", "queried")
+_EXTERNAL_HITS = _EXTERNAL.format("hits", "cached")
+_NEVER = (  # what a simulator never does
+    (
+        "external_prefix_cache_queries",
+        _EXTERNAL_QUERIES,
+    ),
+    (
+        "external_prefix_cache_hits",
+        _EXTERNAL_HITS,
+    ),
+    ("mm_cache_queries", "Multi-modal cache queries, in terms of number of queried items."),
+    ("mm_cache_hits", "Multi-modal cache hits, in terms of number of cached items."),
+    (
+        "estimated_flops_per_gpu",
+        "Estimated number of floating point operations per GPU (for Model Flops Utilization calculations).",
+    ),
+    (
+        "estimated_read_bytes_per_gpu",
+        "Estimated number of bytes read from memory per GPU (for Model Flops Utilization calculations).",
+    ),
+    (
+        "estimated_write_bytes_per_gpu",
+        "Estimated number of bytes written to memory per GPU (for Model Flops Utilization calculations).",
+    ),
+)
 _PREEMPTIONS = (1, 2, 3, 4, 5, 10, 20)
 
 
@@ -161,13 +205,15 @@ class Metrics:
         running, waiting, usage = (engine.running, engine.waiting, engine.kv_usage) if engine else (0, 0, 0.0)
         yield self._gauge("vllm:num_requests_running", "Number of requests in model execution batches.", running)
         yield self._gauge("vllm:num_requests_waiting", "Number of requests waiting to be processed.", waiting)
-        by_reason = self._family(
-            GaugeMetricFamily, "vllm:num_requests_waiting_by_reason", "Number of waiting requests by reason.", "reason"
-        )
+        by_reason = self._family(GaugeMetricFamily, "vllm:num_requests_waiting_by_reason", _BY_REASON, "reason")
         by_reason.add_metric(self._labels("capacity"), waiting)
         by_reason.add_metric(self._labels("deferred"), 0)
         yield by_reason
         yield self._gauge("vllm:kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", usage)
+        sleep = self._family(GaugeMetricFamily, "vllm:engine_sleep_state", _SLEEP, "sleep_state")
+        for state in ("awake", "weights_offloaded", "discard_all"):
+            sleep.add_metric(self._labels(state), float(state == "awake"))
+        yield sleep
         yield self._cache_config()
 
     def _cache_config(self) -> Metric:
@@ -206,11 +252,18 @@ class Metrics:
         sources = {"local_compute": computed, "local_cache_hit": self._cached_tokens, "external_kv_transfer": 0}
         yield self._by("vllm:prompt_tokens_by_source", "Number of prompt tokens by source.", "source", sources)
         tiers = {"device": self._cached_tokens, "host": 0, "p2p": 0, "disk": 0, "external_unspecified": 0}
-        yield self._by("vllm:prompt_tokens_cached_by_source", "Cached prompt tokens by cache tier.", "source", tiers)
+        yield self._by("vllm:prompt_tokens_cached_by_source", _BY_TIER, "source", tiers)
+        for name, text in _NEVER:
+            family = self._family(CounterMetricFamily, f"vllm:{name}", text)
+            family.add_metric(self._labels(), 0, created=self._created)
+            yield family
         text = "Count of successfully processed requests."
         yield self._by("vllm:request_success", text, "finished_reason", self._finished)
         rejections = CounterMetricFamily(
-            "vllm:admission_rejections", "Count of requests rejected at admission.", None, ("model_name", "reason")
+            "vllm:admission_rejections",
+            "Number of admission attempts rejected by a queue limit, by reason.",
+            None,
+            ("model_name", "reason"),
         )
         for reason, count in (("max_num_queued_reqs", self._rejections), ("max_num_queued_tokens", 0)):
             rejections.add_metric((self._about.model_name, reason), count, created=self._created)
@@ -218,24 +271,36 @@ class Metrics:
 
     def _histograms(self) -> Iterator[Metric]:
         for name, text, histogram in (
-            ("iteration_tokens_total", "number of tokens per engine_step.", self._iteration),
-            ("time_to_first_token_seconds", "time to first token in seconds.", self._ttft),
-            ("inter_token_latency_seconds", "inter-token latency in seconds.", self._itl),
-            ("request_time_per_output_token_seconds", "time per output token of a request.", self._per_token),
-            ("e2e_request_latency_seconds", "e2e request latency in seconds.", self._e2e),
-            ("request_queue_time_seconds", "time spent in WAITING phase for request.", self._queue),
-            ("request_inference_time_seconds", "time spent in RUNNING phase for request.", self._inference),
-            ("request_prefill_time_seconds", "time spent in PREFILL phase for request.", self._prefill),
-            ("request_decode_time_seconds", "time spent in DECODE phase for request.", self._decode),
-            ("request_prompt_tokens", "number of prefill tokens of a request.", self._prompt_size),
-            ("request_generation_tokens", "number of generation tokens of a request.", self._answer_size),
-            ("request_max_num_generation_tokens", "maximum number of generation tokens.", self._max_answer),
-            ("request_prefill_kv_computed_tokens", "new KV tokens computed during prefill.", self._computed),
-            ("request_params_max_tokens", "the max_tokens request parameter.", self._max_param),
-            ("request_params_n", "the n request parameter.", self._n),
-            ("request_num_preemptions", "the number of preemptions per request.", self._preemptions),
+            ("iteration_tokens_total", "Histogram of number of tokens per engine_step.", self._iteration),
+            ("time_to_first_token_seconds", "Histogram of time to first token in seconds.", self._ttft),
+            ("inter_token_latency_seconds", "Histogram of inter-token latency in seconds.", self._itl),
+            (
+                "request_time_per_output_token_seconds",
+                "Histogram of time_per_output_token_seconds per request.",
+                self._per_token,
+            ),
+            ("e2e_request_latency_seconds", "Histogram of e2e request latency in seconds.", self._e2e),
+            ("request_queue_time_seconds", "Histogram of time spent in WAITING phase for request.", self._queue),
+            (
+                "request_inference_time_seconds",
+                "Histogram of time spent in RUNNING phase for request.",
+                self._inference,
+            ),
+            ("request_prefill_time_seconds", "Histogram of time spent in PREFILL phase for request.", self._prefill),
+            ("request_decode_time_seconds", "Histogram of time spent in DECODE phase for request.", self._decode),
+            ("request_prompt_tokens", "Number of prefill tokens processed.", self._prompt_size),
+            ("request_generation_tokens", "Number of generation tokens processed.", self._answer_size),
+            (
+                "request_max_num_generation_tokens",
+                "Histogram of maximum number of requested generation tokens.",
+                self._max_answer,
+            ),
+            ("request_prefill_kv_computed_tokens", _COMPUTED, self._computed),
+            ("request_params_max_tokens", "Histogram of the max_tokens request parameter.", self._max_param),
+            ("request_params_n", "Histogram of the n request parameter.", self._n),
+            ("request_num_preemptions", "Histogram of the number of times a request was preempted.", self._preemptions),
         ):
-            yield self._histogram(f"vllm:{name}", f"Histogram of {text}", histogram)
+            yield self._histogram(f"vllm:{name}", text, histogram)
 
     def _histogram(self, name: str, text: str, histogram: Histogram) -> Metric:
         buckets, total = [], 0

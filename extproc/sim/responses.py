@@ -39,6 +39,9 @@ class ResponsesWriter:
             name.encode(),
         )
 
+    def caches(self, cached_tokens: int, created_tokens: int) -> None:
+        self.head.cached_tokens, self.head.created_cache_tokens = cached_tokens, created_tokens
+
     def plain(self) -> bytes:
         return _encode(self._response(done=True))
 
@@ -51,12 +54,14 @@ class ResponsesWriter:
         ]
 
     def opening(self) -> list[bytes]:
-        events = [self._event("response.output_item.added", output_index=0, item=self._item("in_progress", ""))]
+        events = [self._event("response.output_item.added", item=self._item("in_progress", ""), output_index=0)]
         if self._answer.tool is None:
-            events.append(self._part_event("response.content_part.added", part=_part("")))
+            events.append(self._part_event("response.content_part.added", output_index=0, part=_part("", [])))
         return events
 
     def token(self, choice: int, at: int) -> bytes:  # noqa: ARG002  one choice only
+        if not self._answer.pieces[at]:
+            return b""
         self._number += 1
         return self._before + self._answer.pieces[at] + self._after % self._number
 
@@ -64,8 +69,10 @@ class ResponsesWriter:
         text = self._answer.text
         if self._answer.tool is None:
             events = [
-                self._part_event("response.output_text.done", text=text, logprobs=[]),
-                self._part_event("response.content_part.done", part=_part(text)),
+                self._part_event(
+                    "response.output_text.done", logprobs=[], output_index=0, sequence_number=0, text=text
+                ),
+                self._part_event("response.content_part.done", output_index=0, part=_part(text)),
             ]
         else:
             events = [
@@ -73,13 +80,15 @@ class ResponsesWriter:
                     "response.function_call_arguments.done",
                     arguments=text,
                     item_id=self._item_id,
-                    name=self._answer.tool,
                     output_index=0,
+                    sequence_number=0,
+                    type="",
+                    name=self._answer.tool,
                 )
             ]
         return [
             *events,
-            self._event("response.output_item.done", output_index=0, item=self._item("completed", text)),
+            self._event("response.output_item.done", item=self._item("completed", text), output_index=0),
             self._event("response.completed", response=self._response(done=True)),
         ]
 
@@ -89,28 +98,47 @@ class ResponsesWriter:
         return b"event: %b\ndata: %b\n\n" % (kind.encode(), body)
 
     def _part_event(self, kind: str, **fields: Any) -> bytes:
-        return self._event(kind, content_index=0, item_id=self._item_id, output_index=0, **fields)
+        return self._event(kind, **{"content_index": 0, "item_id": self._item_id, **fields})
 
     def _item(self, status: str, text: str) -> dict[str, Any]:
         if self._answer.tool is not None:
             return {
                 "arguments": text,
-                "call_id": f"call_{self.head.id[-16:]}",
+                "call_id": f"chatcmpl-tool-{self.head.id[-16:]}",
                 "name": self._answer.tool,
                 "type": "function_call",
                 "id": self._item_id,
+                "async": None,
+                "caller": None,
+                "namespace": None,
                 "status": status,
             }
-        content = [_part(text)] if status == "completed" else []
-        return {"id": self._item_id, "content": content, "role": "assistant", "status": status, "type": "message"}
+        return {
+            "id": self._item_id,
+            "content": [_part(text)] if text else [],
+            "role": "assistant",
+            "status": status,
+            "type": "message",
+            "phase": None,
+        }
 
     def _usage(self) -> dict[str, Any]:
         output = len(self._answer.texts)
         return {
             "input_tokens": self.head.prompt_tokens,
-            "input_tokens_details": {"cached_tokens": self.head.cached_tokens or 0},
+            "input_tokens_details": {
+                "cached_tokens": self.head.cached_tokens,
+                "cache_write_tokens": self.head.created_cache_tokens or 0,
+                "input_tokens_per_turn": [],
+                "cached_tokens_per_turn": [],
+            },
             "output_tokens": output,
-            "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens_details": {
+                "reasoning_tokens": 0,
+                "tool_output_tokens": 0,
+                "output_tokens_per_turn": [],
+                "tool_output_tokens_per_turn": [],
+            },
             "total_tokens": self.head.prompt_tokens + output,
         }
 
@@ -129,8 +157,8 @@ class ResponsesWriter:
             "output": [self._item("completed", self._answer.text)] if done else [],
             "parallel_tool_calls": bool(request.parallel_tool_calls),
             "temperature": 1.0 if request.temperature is None else request.temperature,
-            "tool_choice": request.tool_choice or "auto",
-            "tools": request.tools or [],
+            "tool_choice": _choice(request),
+            "tools": [_tool(tool) for tool in request.tools or []],
             "top_p": 1.0 if request.top_p is None else request.top_p,
             "background": False,
             "max_output_tokens": self._max_tokens,
@@ -140,13 +168,13 @@ class ResponsesWriter:
             "reasoning": None,
             "service_tier": "auto",
             "status": ended if done else "in_progress",
-            "text": request.text,
+            "text": _text(request.text),
             "top_logprobs": None,
             "truncation": "disabled",
             "usage": self._usage() if done else None,
             "user": request.user,
-            "presence_penalty": None,
-            "frequency_penalty": None,
+            "presence_penalty": request.presence_penalty or 0.0,
+            "frequency_penalty": request.frequency_penalty or 0.0,
             "kv_transfer_params": None,
             "ec_transfer_params": None,
             "input_messages": None,
@@ -154,5 +182,34 @@ class ResponsesWriter:
         }
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"annotations": [], "text": text, "type": "output_text", "logprobs": None}
+def _part(text: str, logprobs: list[Any] | None = None) -> dict[str, Any]:
+    return {"annotations": [], "text": text, "type": "output_text", "logprobs": logprobs}
+
+
+def _choice(request: ResponsesRequest) -> Any:
+    if not request.tools:
+        return "none"
+    choice = request.tool_choice
+    return {"name": choice["name"], "type": "function"} if isinstance(choice, dict) else choice or "auto"
+
+
+def _tool(tool: dict[str, Any]) -> dict[str, Any]:
+    optional = ("allowed_callers", "async", "defer_loading", "description", "output_schema")
+    return {
+        "name": tool.get("name"),
+        "parameters": tool.get("parameters"),
+        "strict": tool.get("strict"),
+        "type": tool.get("type"),
+        **{name: tool.get(name) for name in optional},
+    }
+
+
+def _text(text: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what vLLM makes of `text`: all of its fields, asked for or not."""
+    if text is None:
+        return None
+    form = text.get("format")
+    if isinstance(form, dict) and form.get("type") == "json_schema":
+        names = ("name", "schema", "type", "description", "strict")
+        form = {name: form.get(name) for name in names}
+    return {"format": form, "verbosity": text.get("verbosity")}

@@ -36,6 +36,7 @@ class Settings(msgspec.Struct, frozen=True):
     max_model_len: int = 4096
     pooling: bool = False
     prompt_tokens_details: bool = False
+    tools: bool = True  # a parser for tool calls
     typical_completion_tokens: int = 128
     seed: int = 0
     timing: Timing = Timing()
@@ -132,10 +133,19 @@ class Service:
         except bodies.Refusal as refusal:
             self.metrics.served(request.path, request.method, refusal.status)
             connection.respond(refusal.status, refusal.body)
+        except bodies.Unreadable:
+            connection.respond(400, b'{"detail":"There was an error parsing the body"}')
 
     def _route(self, request: Request) -> tuple[str, Callable[[Connection, Request], None]]:
         found = self._routes.get(request.path)
+        if found is None and request.path.rstrip("/") in self._routes:
+            return request.method, self._redirect
         return found or (request.method, lambda c, _: c.respond(404, b'{"detail":"Not Found"}'))
+
+    def _redirect(self, connection: Connection, request: Request) -> None:
+        """Leave out the slash at the end, as Starlette does."""
+        where = b"location: http://%b%b\r\n" % (request.header(b"host"), request.path.rstrip("/").encode("latin-1"))
+        connection.respond(307, b"", b"", extra=where)
 
     def _fail(self, connection: Connection, request: Request) -> None:
         status = request.faults.status
@@ -150,7 +160,7 @@ class Service:
 
     def _chat(self, connection: Connection, request: Request) -> None:
         body = self._read(_CHAT, request)
-        ask = asks.from_chat(body, self._settings.max_model_len)
+        ask = asks.from_chat(body, self._settings.max_model_len, tools=self._settings.tools)
         answers = self._answers(ask, request)
         head = self._head("chatcmpl-", request)
         writer = ChatWriter(ask, answers, head, self._vocabulary)
@@ -182,19 +192,26 @@ class Service:
         self._run(connection, request, job, embeddings.EmbeddingWriter(inputs, head, body))
 
     def _read(self, decoder: msgspec.json.Decoder[Any], request: Request) -> Any:
-        kind = request.header(b"content-type").partition(b";")[0].strip().lower()
+        kind = request.header(b"content-type").lower().partition(b";")[0]
         if kind != b"application/json":
             words = "1 validation error:\n  Unsupported Media Type: Only 'application/json' is allowed"
             raise bodies.Refusal(400, words, "Bad Request")
         body = bodies.decode(decoder, request.body)
         if body.model and body.model not in self._settings.served:
-            raise bodies.Refusal(404, f"The model `{body.model}` does not exist.", "NotFoundError", "model")
+            words = f"The model `{body.model}` does not exist."
+            if self._settings.pooling:
+                raise bodies.Refusal(404, words, "NotFoundError")
+            words += f" Valid aliases: {', '.join(self._settings.served)}."
+            raise bodies.Refusal(404, words, "NotFoundError", "model")
+        body.model = self._settings.served[0]  # whatever it was called, answers give the first name
         return body
 
     def _head(self, prefix: str, request: Request) -> Head:
         given = request.header(b"x-request-id").decode("latin-1")
         name = given or f"{self._ids.getrandbits(64):016x}"
-        return Head(prefix + name, int(time.time()), self._settings.served[0])
+        return Head(
+            prefix + name, int(time.time()), self._settings.served[0], details=self._settings.prompt_tokens_details
+        )
 
     def _answers(self, ask: asks.Ask, request: Request) -> list[text.Answer]:
         key = self._ids.getrandbits(64) if ask.key is None else ask.key
@@ -254,8 +271,8 @@ class Service:
 
     def _deliver(self, job: Job) -> None:
         exchange: Exchange = job.owner
-        if not job.emitted and self._settings.prompt_tokens_details:
-            exchange.writer.head.cached_tokens = job.cached_tokens
+        if not job.emitted:
+            exchange.writer.caches(job.cached_tokens, job.created_tokens)
         if exchange.finished or exchange.connection.closed:
             return
         if not exchange.deliver() and not job.ended:
@@ -277,6 +294,8 @@ class Service:
 
     def _tokenize(self, connection: Connection, request: Request) -> None:
         body = self._read(_TOKENIZE, request)
+        if body.prompt is None and body.messages is None:
+            raise bodies.invalid("Object missing required field `prompt`", {})
         tokens = asks.chat_prompt(body.messages) if body.messages else ["<s>", *text.tokenize(body.prompt or "")]
         answer = {
             "count": len(tokens),

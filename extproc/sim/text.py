@@ -18,7 +18,9 @@ _TOKEN = re.compile(r" ?[A-Za-z]{1,7}|\d{1,3}| ?[^\sA-Za-z\d]|\s{1,8}")
 _MASK = (1 << 64) - 1
 _CORPUS_TOKENS = 1 << 15
 _SEGMENT_TOKENS = 32
-_VOCABULARY = 32_000
+END = ""  # the text of the token that ends an answer
+_END_ID = 2
+VOCABULARY = 32_000
 
 _SENTENCES = (
     " The capital of France is Paris, and about two million people live there.",
@@ -97,28 +99,44 @@ def key_of(*parts: str) -> int:
 
 
 def written(count: int, key: int, finish_reason: str) -> Answer:
-    """Write an answer of so many tokens; the same key gives the same text."""
+    """Write an answer of so many tokens; the same key gives the same text.
+
+    One that ends by itself ends with a token that says so, and says nothing else.
+    """
     texts: list[str] = []
     pieces: list[bytes] = []
+    ends = finish_reason == "stop"
+    count -= ends
     while len(texts) < count:
         key = mix(key)
         start = key % _CORPUS_TOKENS
         end = start + min(_SEGMENT_TOKENS, count - len(texts))
         texts += _TEXTS[start:end]
         pieces += _PIECES[start:end]
+    if ends:
+        texts.append(END)
+        pieces.append(b"")
     return Answer(texts, pieces, finish_reason)
 
 
 def quoted(text: str, max_tokens: int, tool: str | None = None) -> Answer:
-    """Return an answer that says this text, as far as max_tokens goes."""
-    texts = tokenize(text) or [""]
+    """Return an answer that says this text, as far as max_tokens goes.
+
+    Before a tool's arguments stands a token that says nothing: the one that names the tool.
+    """
+    texts = [*tokenize(text), END]
+    if tool is not None:
+        texts.insert(0, "")
     reason = "stop" if len(texts) <= max_tokens else "length"
     del texts[max_tokens:]
     return Answer(texts, [escape(token) for token in texts], reason, tool=tool)
 
 
 def stopped(answer: Answer, stops: list[str]) -> Answer:
-    """Cut the answer before the first stop string in it, in the middle of a token if need be."""
+    """Cut the answer before the first stop string in it, in the middle of a token if need be.
+
+    The tokens that make up the stop string are spent and not said.
+    """
     text = answer.text
     found = [(at, stop) for stop in stops if (at := text.find(stop)) >= 0]
     if not found:
@@ -126,9 +144,9 @@ def stopped(answer: Answer, stops: list[str]) -> Answer:
     at, stop = min(found)
     texts: list[str] = []
     for token in answer.texts:
-        texts.append(token[:at])
+        texts.append(token[: max(0, at)])
         at -= len(token)
-        if at <= 0:
+        if at + len(stop) <= 0:
             break
     return Answer(texts, [escape(token) for token in texts], "stop", stop)
 
@@ -169,7 +187,7 @@ def _typed(kind: str, schema: dict[str, Any], key: int, defs: Any, depth: int) -
 
 def _scalar(kind: str, schema: dict[str, Any], key: int) -> Any:
     if kind == "string":
-        word = written(max(3, int(schema.get("minLength", 0))), key, "stop").text.strip()
+        word = written(max(3, int(schema.get("minLength", 0))), key, "length").text.strip()
         return word[: int(schema.get("maxLength", 80))]
     if kind in ("integer", "number"):
         low = schema.get("minimum", 0)
@@ -182,17 +200,18 @@ class Vocabulary:
     """Numbers for tokens, and back. A token has the same number in every process unless two want the same one."""
 
     def __init__(self) -> None:
-        self._ids: dict[str, int] = {}
-        self._tokens: dict[int, str] = {}
+        self._ids: dict[str, int] = {END: _END_ID}
+        self._tokens: dict[int, str] = {_END_ID: END}
 
     def ids(self, tokens: list[str]) -> list[int]:
         return [self._ids.get(token) or self._add(token) for token in tokens]
 
     def text(self, ids: list[int]) -> str:
-        return "".join(self._tokens.get(number, "\ufffd") for number in ids)
+        """Return what the numbers stand for; those past the vocabulary stand for nothing."""
+        return "".join(self._tokens.get(number, "\ufffd" if number < VOCABULARY else "") for number in ids)
 
     def _add(self, token: str) -> int:
-        number = zlib.crc32(token.encode()) % (_VOCABULARY - 3) + 3
+        number = zlib.crc32(token.encode()) % (VOCABULARY - 3) + 3
         while number in self._tokens:
             number += 1
         self._ids[token] = number

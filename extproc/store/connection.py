@@ -40,6 +40,7 @@ class Connection:
         self.send_all: Callable[[list[bytes]], asyncio.Future[list[Reply]]] = self._down
         self.up = False
         self._why = "Redis is not connected yet"
+        self._peer_expires = 0.0
 
     async def start(self) -> None:
         """Return after the first attempt, whatever came of it."""
@@ -56,6 +57,11 @@ class Connection:
         with contextlib.suppress(asyncio.CancelledError):
             await self._task
         self._why = "the store is closed"
+
+    def certificates(self) -> dict[str, float]:
+        """When they expire, in epoch seconds: those in the files, and the one that the server showed last."""
+        found = tls.expiries(self._address)
+        return {**found, "store": self._peer_expires} if self._peer_expires else found
 
     async def _keep_up(self) -> None:
         loop = asyncio.get_running_loop()
@@ -92,6 +98,7 @@ class Connection:
         transport, made = await self._open()
         try:
             tls.check_peer(address, transport)
+            self._peer_expires = tls.peer_expires(transport)
             await made.send_all([*address.greeting(), pack(("PING",))])
         except BaseException as error:
             made.end("Redis does not answer as it should")

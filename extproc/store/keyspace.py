@@ -16,7 +16,7 @@ is a user's, a key's or a request's own name and may contain anything.
 | llm:{T}:cache:FINGERPRINT | string | stored-at, expires-at (13 digits each), entry | the fill's TTL |
 | llm:{T}:cache.index | sorted set | "fingerprint:bytes" by expiry | with its entries |
 | llm:{T}:cache.bytes | string | sum of the index's bytes | stays |
-| llm:{T}:usage:YYYY-MM-DD | hash | JSON [user, key, model] → JSON sums, as `METRICS` | 400 days |
+| llm:{T}:usage:YYYY-MM-DD | hash | JSON [user, key, model] or […, model, arm] → JSON sums, as `METRICS` | 400 days |
 | llm:{T}:ledger | stream | one field `line`, JSON, per settled or swept request | capped by length |
 | llm:tenants | set | every tenant that was ever admitted | stays |
 | llm:{keys} | hash | SHA-256 (hex) of an API key → KeyRecord, JSON | stays |

@@ -48,7 +48,7 @@ class MemoryStore:
         self._reserved: Bounded[tuple[str, str], Reservation] = Bounded(max_entries)
         self._settled: Bounded[tuple[str, str], int] = Bounded(max_entries)
         self._caches: Bounded[str, Cache] = Bounded(max_tenants)
-        self._usage: Bounded[tuple[str, str, str, str, str], UsageRow] = Bounded(max_entries)
+        self._usage: Bounded[tuple[str, str, str, str, str, str], UsageRow] = Bounded(max_entries)
         self.ledger: deque[Settlement] = deque(maxlen=ledger_entries)
         self._keys: dict[str, KeyRecord] = {}
         self._keys_revision = 0
@@ -207,7 +207,14 @@ class MemoryStore:
     def _record(self, settlement: Settlement, now: int) -> None:
         if not settlement.refused:
             self.ledger.append(msgspec.structs.replace(settlement, fill=None))
-        group = (limits.day(now), settlement.tenant, settlement.user, settlement.key_id, settlement.model)
+        group = (
+            limits.day(now),
+            settlement.tenant,
+            settlement.user,
+            settlement.key_id,
+            settlement.model,
+            settlement.arm,
+        )
         row = self._usage.items.get(group) or UsageRow(*group)
         self._usage.put(group, counted(row, settlement))
 
@@ -268,7 +275,10 @@ class MemoryStore:
 
     async def usage(self, since_day: str, until_day: str) -> list[UsageRow]:
         rows = [row for row in self._usage.items.values() if since_day <= row.day <= until_day]
-        return sorted(rows, key=lambda row: (row.tenant, row.day, row.user, row.key_id, row.model))
+        return sorted(rows, key=lambda row: (row.tenant, row.day, row.user, row.key_id, row.model, row.arm))
+
+    def certificates(self) -> dict[str, float]:
+        return {}
 
     async def ping(self) -> None:
         return

@@ -187,6 +187,9 @@ class RedisStore:
                 rows += usage_rows(tenant, day, flat)
         return rows
 
+    def certificates(self) -> dict[str, float]:
+        return self._fast.certificates()
+
     async def ping(self) -> None:
         await self._fast.send(pack((b"PING",)))
 

@@ -7,10 +7,13 @@ than we start, and one after the other.
 """
 
 import asyncio
+import contextlib
 import functools
 import ssl
+from pathlib import Path
 
 from extproc.errors import StoreUnavailable
+from extproc.store import expiry
 from extproc.store.address import Address
 
 
@@ -39,6 +42,23 @@ def check_peer(address: Address, transport: asyncio.BaseTransport) -> None:
     if ("URI", address.uri_san) not in names:
         found = ", ".join(name for _, name in names) or "nobody"
         raise StoreUnavailable(f"TLS: the server is {found}, not {address.uri_san}")
+
+
+def expiries(address: Address) -> dict[str, float]:
+    """Of the certificates in the files, in epoch seconds; of several in one file the first to expire."""
+    files = {"client": address.cert_file, "authority": address.ca_file}
+    found = {}
+    for name, path in files.items():
+        with contextlib.suppress(OSError, ValueError):  # what is wrong with them is said where they are used
+            if address.tls and path:
+                found[name] = expiry.earliest(Path(path).read_text())
+    return found
+
+
+def peer_expires(transport: asyncio.BaseTransport) -> float:
+    """Epoch seconds; 0 without TLS."""
+    certificate = transport.get_extra_info("peercert")
+    return ssl.cert_time_to_seconds(certificate["notAfter"]) if certificate else 0.0
 
 
 @functools.cache

@@ -20,7 +20,7 @@ STAMP = 26  # digits before a cache entry: stored at, expires at
 
 encode = msgspec.msgpack.Encoder().encode
 decode_key = msgspec.json.Decoder(KeyRecord).decode
-decode_group = msgspec.json.Decoder(tuple[str, str, str]).decode
+decode_group = msgspec.json.Decoder(list[str]).decode
 decode_sums = msgspec.json.Decoder(list[int]).decode
 OUTCOMES = tuple(Outcome)
 
@@ -79,7 +79,7 @@ def pairs(flat: list[bytes]) -> Iterator[tuple[bytes, bytes]]:
 def usage_rows(tenant: str, day: str, flat: list[bytes]) -> list[UsageRow]:
     rows = []
     for field, value in pairs(flat):
-        user, key_id, model = decode_group(field)
+        user, key_id, model, *arm = decode_group(field)
         sums = zip(keyspace.METRICS, decode_sums(value), strict=True)
-        rows.append(UsageRow(day, tenant, user, key_id, model, **dict(sums)))
-    return sorted(rows, key=lambda row: (row.user, row.key_id, row.model))
+        rows.append(UsageRow(day, tenant, user, key_id, model, "".join(arm), **dict(sums)))
+    return sorted(rows, key=lambda row: (row.user, row.key_id, row.model, row.arm))

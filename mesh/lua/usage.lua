@@ -300,6 +300,7 @@ function envoy_on_request(h)
   headers:remove("authorization") -- the caller's credentials are ours
   headers:remove("cookie")
   headers:remove("accept-encoding") -- compressed answers could not be metered
+  headers:replace("content-type", "application/json") -- vLLM refuses some ways of writing it
   if llm.length and headers:get("content-length") then headers:replace("content-length", tostring(llm.length)) end
   if llm.traceparent then headers:replace("traceparent", llm.traceparent) end
   h:clearRouteCache()

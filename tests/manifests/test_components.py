@@ -24,6 +24,9 @@ COMBINATIONS = [
     ("base", "canary", "gpu-aws", "spot", "autoscaling", "scale-to-zero", "cluster-autoscaler"),
     ("base", "canary", "gpu-gke", "spot", "autoscaling", "redis-external", "cert-manager", "admission"),
     ("base", "simulator", "autoscaling", "redis-external"),
+    ("base", "observability"),
+    ("base", "canary", "simulator", "observability"),
+    ("base", "canary", "gpu-aws", "spot", "autoscaling", "redis-external", "observability"),
 ]
 
 

@@ -40,6 +40,7 @@ TOOL = {
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
+@pytest.mark.simulated("says exact words")
 def test_a_chat_completion_says_what_the_backend_said_and_what_it_used(caller: Caller) -> None:
     answer = caller.openai.chat.completions.create(model="llama2", messages=HELLO, extra_headers=said("Good day."))
     assert answer.choices[0].message.content == "Good day."
@@ -59,6 +60,7 @@ def test_a_completion_echoes_its_prompt_when_asked(caller: Caller) -> None:
     assert answer.choices[0].finish_reason == "length"
 
 
+@pytest.mark.simulated("embeds")
 def test_embeddings_are_the_same_as_floats_and_as_base64(caller: Caller) -> None:
     texts = ["first", "second"]
     decoded = caller.openai.embeddings.create(model="bge-small", input=texts)  # the client asks for base64
@@ -74,6 +76,7 @@ def test_embeddings_are_the_same_as_floats_and_as_base64(caller: Caller) -> None
     assert list(numbers) == pytest.approx(floats.data[0].embedding, abs=1e-6)
 
 
+@pytest.mark.simulated("says exact words")
 def test_a_response_carries_its_text_and_usage(caller: Caller) -> None:
     answer = caller.openai.responses.create(model="llama2", input="Hello", extra_headers=said("Good day."))
     assert answer.output_text == "Good day."
@@ -82,6 +85,7 @@ def test_a_response_carries_its_text_and_usage(caller: Caller) -> None:
     assert answer.usage.total_tokens == answer.usage.input_tokens + answer.usage.output_tokens
 
 
+@pytest.mark.simulated("says exact words")
 async def test_the_async_client_gets_many_answers_at_once_each_its_own(platform: Platform) -> None:
     async with openai.AsyncOpenAI(base_url=platform.stack.base_url, api_key=platform.key(), max_retries=0) as client:
 
@@ -99,16 +103,18 @@ async def test_the_async_client_gets_many_answers_at_once_each_its_own(platform:
         assert [m.id async for m in client.models.list()] == list(SERVED)
 
 
+@pytest.mark.simulated("calls a tool once")
 def test_a_tool_is_called_with_arguments_of_its_schema(caller: Caller) -> None:
     answer = caller.openai.chat.completions.create(model="llama2", messages=HELLO, tools=[TOOL], tool_choice="required")
     choice = answer.choices[0]
     assert choice.finish_reason == "tool_calls"
-    assert choice.message.content is None
+    assert not choice.message.content
     call = choice.message.tool_calls[0]
     assert (call.type, call.function.name) == ("function", "weather")
     assert json.loads(call.function.arguments).keys() == {"city", "days"}
 
 
+@pytest.mark.simulated("fills in what a schema leaves open")
 def test_an_answer_follows_the_json_schema_of_response_format(caller: Caller) -> None:
     schema = {"type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}}}
     answer = caller.openai.chat.completions.create(
@@ -132,6 +138,7 @@ def test_two_choices_and_log_probabilities_pass_through(caller: Caller) -> None:
     assert answer.usage.completion_tokens == 8
 
 
+@pytest.mark.simulated("says exact words")
 @pytest.mark.parametrize(("http2", "version"), [(True, "HTTP/2"), (False, "HTTP/1.1")])
 def test_https_is_served_with_both_versions_of_http(
     platform: Platform, caller: Caller, http2: bool, version: str
@@ -191,6 +198,7 @@ def test_every_answer_has_a_request_id_of_its_own(caller: Caller) -> None:
     assert len(set(ids)) == len(ids)
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_the_backend_sees_the_request_id_that_the_client_sees_and_nobody_can_choose_it(
     platform: Platform, caller: Caller
 ) -> None:
@@ -338,7 +346,7 @@ def test_an_empty_body_and_a_foreign_content_type_are_refused(caller: Caller) ->
     [
         ({"temperature": -1}, "temperature", "temperature must be non-negative"),
         ({"top_p": 2}, "top_p", "top_p must be in (0, 1]"),
-        ({"top_logprobs": 2}, "top_logprobs", "requires `logprobs`"),
+        ({"top_logprobs": 2}, "top_logprobs", "`logprobs` must be set"),
         ({"messages": [{"content": "no role"}]}, None, "role"),
     ],
 )
@@ -355,6 +363,7 @@ def test_what_the_backend_refuses_comes_back_in_its_own_words_and_our_shape(
             assert error["param"] == param
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_a_prompt_that_no_model_can_hold_is_refused_before_a_backend_sees_it(
     platform: Platform, caller: Caller
 ) -> None:
@@ -369,6 +378,7 @@ def test_a_prompt_that_no_model_can_hold_is_refused_before_a_backend_sees_it(
     assert refusal(text) == (400, "invalid_request_error", "context_length_exceeded", "input")
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_a_prompt_that_is_just_too_long_is_refused_by_the_backend_and_reshaped(
     platform: Platform, caller: Caller
 ) -> None:

@@ -73,6 +73,7 @@ def chat(caller: Caller, body: Json, **headers: str) -> httpx.Response:
     return caller.http.post("/chat/completions", json=body, headers=names)
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_the_same_question_is_answered_again_without_a_backend(platform: Platform, caller: Caller) -> None:
     marker = unique("again")
     body = ask(marker, temperature=0)
@@ -121,6 +122,7 @@ def test_a_plain_chat_answer_is_replayed_as_a_stream(caller: Caller, fields: Jso
         assert logprobs == [entry.token for entry in (choice.logprobs.content if choice.logprobs else [])]
 
 
+@pytest.mark.simulated("ends by itself")
 @pytest.mark.parametrize(
     "fields",
     [
@@ -149,6 +151,7 @@ def test_a_streamed_chat_answer_is_replayed_as_the_plain_one(caller: Caller, fie
             assert (mine["message"].get(name) or None) == (theirs["message"].get(name) or None)
 
 
+@pytest.mark.simulated("ends by itself")
 @pytest.mark.parametrize("streamed_first", [False, True])
 @pytest.mark.parametrize("endpoint", list(PATHS))
 def test_plain_and_streamed_answers_share_an_entry_at_every_endpoint(
@@ -177,6 +180,7 @@ def test_plain_and_streamed_answers_share_an_entry_at_every_endpoint(
         assert events[-1] == "[DONE]"
 
 
+@pytest.mark.simulated("ends by itself")
 def test_a_response_with_a_tool_call_is_replayed_in_both_forms(caller: Caller) -> None:
     tool = {"type": "function", "name": "weather", "parameters": TOOLS[0]["function"]["parameters"]}
     body = {**body_of("responses", unique()), "tools": [tool], "tool_choice": "required"}
@@ -189,6 +193,7 @@ def test_a_response_with_a_tool_call_is_replayed_in_both_forms(caller: Caller) -
     assert arguments == plain["output"][0]["arguments"]
 
 
+@pytest.mark.simulated("embeds")
 def test_embeddings_are_cached_whatever_their_temperature(caller: Caller) -> None:
     body = {"model": "bge-small", "input": unique()}
     first = caller.http.post("/embeddings", json=body)
@@ -280,6 +285,7 @@ def test_only_answers_that_would_be_the_same_again_are_kept(caller: Caller, fiel
 # --- who decides ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.simulated("says exact words")
 def test_no_cache_asks_the_backend_and_renews_the_entry(caller: Caller) -> None:
     body = {**body_of("chat", unique())}
     assert status(chat(caller, body, **said("old"))) == "miss"
@@ -290,6 +296,7 @@ def test_no_cache_asks_the_backend_and_renews_the_entry(caller: Caller) -> None:
     assert hit(caller, PATHS["chat"], body).json()["choices"][0]["message"]["content"] == "new"
 
 
+@pytest.mark.simulated("says exact words")
 def test_no_store_neither_reads_nor_writes(caller: Caller) -> None:
     body = body_of("chat", unique())
     assert status(chat(caller, body, cache_control="no-store", **said("secret"))) == "bypass"
@@ -339,6 +346,7 @@ def never_hit(caller: Caller, body: Json, requests: int) -> None:
     assert status(chat(caller, body)) == "miss"
 
 
+@pytest.mark.simulated("a fault on demand")
 @pytest.mark.parametrize(
     ("stream", "fault"),
     [

@@ -186,6 +186,7 @@ def test_more_choices_than_anybody_reads_are_refused_before_they_are_reserved(
     assert caller.settled(2)["errors"] == 1
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_a_key_given_twice_counts_once_and_the_backend_sees_no_other_reading(
     platform: Platform, caller: Caller
 ) -> None:
@@ -199,6 +200,7 @@ def test_a_key_given_twice_counts_once_and_the_backend_sees_no_other_reading(
     caller.settled(1)
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_fields_that_we_do_not_know_reach_the_backend_as_they_were(platform: Platform, caller: Caller) -> None:
     text = unique()
     odd = {
@@ -224,6 +226,7 @@ def test_nesting_of_any_depth_is_decided_or_refused_but_never_an_error_of_ours(
     httpx.delete(f"http://{platform.stack.models['mistral']}/sim/requests")  # what json can not read back
 
 
+@pytest.mark.simulated("tells what reached it")
 @pytest.mark.parametrize("size", [LIMIT - 1, LIMIT, LIMIT + 1, LIMIT + 100_000], ids="{:+d}".format)
 def test_a_body_at_the_limit_passes_and_one_byte_more_is_413_in_every_framing(
     platform: Platform, caller: Caller, size: int
@@ -386,6 +389,7 @@ def test_a_key_is_taken_in_one_form_only(platform: Platform, caller: Caller) -> 
     assert caller.settled(2)["errors"] == 0
 
 
+@pytest.mark.simulated("a fault on demand")
 def test_headers_that_steer_us_or_envoy_are_taken_off(platform: Platform, caller: Caller) -> None:
     text = unique()
     lines = [
@@ -413,15 +417,17 @@ def test_headers_that_steer_us_or_envoy_are_taken_off(platform: Platform, caller
     reply = one(platform, post(caller, body(text), *lines))
     assert (reply.status, reply.headers["x-llm-model"]) == (200, "mistral")
     (request,) = seen(platform, text)["mistral"]
-    allowed = {"x-llm-model", "x-envoy-external-address", "x-envoy-attempt-count"}  # ours and Envoy's own
+    ours = {"x-llm-model", "x-envoy-external-address", "x-envoy-attempt-count", "x-envoy-expected-rq-timeout-ms"}
     assert request["headers"].get("x-envoy-attempt-count", "1") == "1"
-    assert {n for n in request["headers"] if n.startswith(("x-llm-", "x-envoy-"))} <= allowed
+    assert request["headers"].get("x-envoy-expected-rq-timeout-ms") != "1"
+    assert {n for n in request["headers"] if n.startswith(("x-llm-", "x-envoy-"))} <= ours  # and Envoy's own
     assert request["headers"]["x-llm-model"] == "mistral"
     assert not {"cookie", "authorization", "accept-encoding"} & set(request["headers"])
     assert request["path"] == CHAT
     caller.settled(1)
 
 
+@pytest.mark.simulated("a fault on demand")
 def test_a_client_can_not_ask_for_retries(platform: Platform, caller: Caller) -> None:
     text = unique()
     lines = ["x-envoy-retry-on: 5xx,reset", "x-envoy-max-retries: 5", "x-envoy-retriable-status-codes: 500"]
@@ -433,6 +439,7 @@ def test_a_client_can_not_ask_for_retries(platform: Platform, caller: Caller) ->
 # --- framing ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_two_readings_of_where_a_body_ends_are_refused_and_nothing_behind_them_is_read(
     platform: Platform, caller: Caller
 ) -> None:
@@ -517,6 +524,7 @@ def test_expect_100_continue_is_answered_before_the_body_is_sent(platform: Platf
     caller.settled(1)
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_pipelined_requests_are_answered_in_order_good_and_bad(platform: Platform, caller: Caller) -> None:
     texts = [unique() for _ in range(4)]
     requests = [post(caller, body(text)) for text in texts]
@@ -568,6 +576,7 @@ def test_http_2_is_served_in_clear_and_over_tls_and_its_trailers_change_nothing(
     assert caller.settled(5)["errors"] == 0
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_http_2_that_breaks_its_rules_is_reset_or_refused_and_never_decided(platform: Platform, caller: Caller) -> None:
     text = unique()
     raw = body(text)

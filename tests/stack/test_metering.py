@@ -47,6 +47,7 @@ def test_an_answer_is_settled_once_with_the_tokens_that_the_client_saw(caller: C
     }
 
 
+@pytest.mark.simulated("embeds")
 @pytest.mark.parametrize(
     ("path", "body", "model"),
     [
@@ -66,7 +67,7 @@ def test_every_endpoint_is_charged_by_its_models_prices(caller: Caller, path: st
     assert (account["prompt_tokens"], account["completion_tokens"]) == (prompt, completion)
     assert account["cost_micros"] == price(prompt, completion, model)
     (row,) = [r for r in usage_rows(caller.platform) if r["tenant"] == caller.tenant]
-    assert row["model"] == model
+    assert (row["model"], row["arm"]) == (model, "stable")
 
 
 def test_the_sums_of_many_concurrent_requests_equal_what_the_clients_saw(
@@ -129,6 +130,8 @@ def test_the_report_sums_by_any_dimensions_in_every_form(platform: Platform, mak
     assert by_default == [{"tenant": caller.tenant, "user": "ann", "model": "llama2", **sums}]
     days = [r for r in report("--by", "day,tenant") if r["tenant"] == caller.tenant]
     assert [r["day"] for r in days] in ([str(today)], [str(today - timedelta(days=1))])
+    arms = [r for r in report("--by", "tenant,model,arm") if r["tenant"] == caller.tenant]
+    assert [(r["model"], r["arm"], r["requests"]) for r in arms] == [("llama2", "stable", 1)]
     whole, models = report("--by", "tenant"), report("--by", "model")
     assert sum(r["cost_micros"] for r in whole) == sum(r["cost_micros"] for r in models)
     assert {r["tenant"] for r in report("--since", str(today))} >= {caller.tenant}
@@ -161,6 +164,7 @@ def test_a_report_that_can_not_be_made_says_why(platform: Platform, options: tup
 # --- where the end is missing -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.simulated("a fault on demand")
 def test_a_client_that_leaves_a_stream_is_charged_for_about_what_passed(caller: Caller) -> None:
     """Forty tokens have come when it leaves, behind an event that holds none."""
     body = ask("Hello", stream=True, max_tokens=1_000)
@@ -175,6 +179,7 @@ def test_a_client_that_leaves_a_stream_is_charged_for_about_what_passed(caller: 
     assert account["cost_micros"] == price(account["prompt_tokens"], account["completion_tokens"])
 
 
+@pytest.mark.simulated("a fault on demand")
 def test_a_stream_that_the_backend_cuts_is_charged_for_about_what_passed(caller: Caller) -> None:
     """A reset overtakes what the proxy has not read yet, so the client counts what it got."""
     got = cut_short(caller, ask("Hello", stream=True, max_tokens=1_000), "41")
@@ -186,6 +191,7 @@ def test_a_stream_that_the_backend_cuts_is_charged_for_about_what_passed(caller:
     assert account["cost_micros"] == price(account["prompt_tokens"], account["completion_tokens"])
 
 
+@pytest.mark.simulated("a fault on demand")
 def test_a_plain_answer_that_the_backend_cuts_is_charged_by_its_bytes(caller: Caller) -> None:
     got = cut_short(caller, ask("Hello", max_tokens=1_000), "1")
     account = caller.settled_exactly(1)
@@ -212,6 +218,7 @@ def test_a_client_that_leaves_before_the_first_byte_pays_for_its_prompt_at_most(
     assert account["prompt_tokens"] < 60
 
 
+@pytest.mark.simulated("a fault on demand")
 def test_an_estimate_is_never_more_than_was_reserved(caller: Caller) -> None:
     """Five tokens at most, however many events the backend sends."""
     text = unique("word " * 100)
@@ -220,6 +227,7 @@ def test_an_estimate_is_never_more_than_was_reserved(caller: Caller) -> None:
     assert caller.settled(1)["completion_tokens"] <= 5
 
 
+@pytest.mark.simulated("a fault on demand")
 @pytest.mark.parametrize("fault", [{"x-sim-status": "500"}, {"x-sim-status": "503"}, {"x-sim-status": "502 html"}])
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_error_of_the_backend_costs_nothing(caller: Caller, fault: dict[str, str], stream: bool) -> None:

@@ -4,8 +4,10 @@ import json
 
 import httpx
 import pytest
+from spread import spread
 from stack_rig import (
     NO_TLS,
+    OPENMETRICS,
     SERVED,
     Caller,
     MakeCaller,
@@ -15,8 +17,8 @@ from stack_rig import (
     connected,
     eventually,
     health,
+    log_lines,
     price,
-    said,
     unique,
 )
 
@@ -49,6 +51,14 @@ def test_the_admin_port_serves_nothing_else(platform: Platform) -> None:
         ("llm_prompt_tokens_total", {"model"}),
         ("llm_cost_micro_dollars_total", {"tenant", "model"}),
         ("llm_time_to_first_token_seconds_count", {"model"}),
+        ("llm_overhead_seconds_count", {"model"}),
+        ("llm_arm_requests_total", {"model", "arm", "status"}),
+        ("llm_arm_request_duration_seconds_count", {"model", "arm"}),
+        ("llm_arm_time_to_first_token_seconds_count", {"model", "arm"}),
+        ("llm_arm_tokens_generated_total", {"model", "arm"}),
+        ("llm_arm_cost_micro_dollars_total", {"model", "arm"}),
+        ("llm_workers", {"state"}),
+        ("llm_worker_cpu_seconds_total", {"worker"}),
     ],
 )
 def test_the_required_metrics_have_exactly_their_labels(
@@ -99,10 +109,18 @@ def test_values_move_by_what_was_sent(platform: Platform, make_caller: MakeCalle
     assert after.value("llm_time_to_first_token_seconds_sum", model=model) >= 0
     assert moved("llm_settlements_total", result="applied") >= 4
     assert moved("llm_settlements_total", result="duplicate") == 0
+    arm = {"model": model, "arm": "stable"}
+    assert moved("llm_arm_requests_total", **arm, status="200") == 2
+    assert moved("llm_arm_requests_total", model=model) == 3
+    assert moved("llm_arm_tokens_generated_total", **arm) == 14
+    assert moved("llm_arm_cost_micro_dollars_total", **arm) == account["cost_micros"]
+    assert moved("llm_overhead_seconds_count", model=model) == 3
+    assert 0 < moved("llm_overhead_seconds_sum", model=model) < moved("llm_arm_request_duration_seconds_sum", **arm)
     assert after.value("llm_model_up", model=model) == 1
     assert after.value("llm_store_up") == 1
 
 
+@pytest.mark.simulated("a fault on demand")
 def test_a_streams_time_to_first_token_is_the_backends_and_not_the_whole_answers(
     platform: Platform, caller: Caller
 ) -> None:
@@ -113,6 +131,8 @@ def test_a_streams_time_to_first_token_is_the_backends_and_not_the_whole_answers
     after = Metrics(platform)
     name = "llm_time_to_first_token_seconds_sum"
     assert 0.3 <= after.value(name, model="codellama") - before.value(name, model="codellama") < 1.5
+    overhead = "llm_overhead_seconds_sum"
+    assert 0 < after.value(overhead, model="codellama") - before.value(overhead, model="codellama") < 0.3
 
 
 def test_refusals_are_counted_by_their_reason(platform: Platform, make_caller: MakeCaller) -> None:
@@ -130,6 +150,23 @@ def test_refusals_are_counted_by_their_reason(platform: Platform, make_caller: M
     before = Metrics(platform).value("llm_refused_total", reason="invalid_api_key")
     caller.chat(headers={"authorization": "Bearer sk-llm-nobody"})
     eventually(lambda: Metrics(platform).value("llm_refused_total", reason="invalid_api_key") == before + 1)
+    assert Metrics(platform).value("llm_keys_refused_total", why="unknown") >= 1
+
+
+def test_what_envoy_ends_before_a_decision_is_a_request_too(platform: Platform, caller: Caller) -> None:
+    undecided = {"model": "", "endpoint": "", "status": "413"}
+    before = Metrics(platform).value("llm_requests_total", **undecided)
+    assert caller.http.post("/chat/completions", content=b"x" * 9_000_000).status_code == 413
+    eventually(lambda: Metrics(platform).value("llm_requests_total", **undecided) == before + 1)
+
+
+def test_the_workers_are_counted_and_how_busy_they_are(platform: Platform) -> None:
+    found = Metrics(platform)
+    assert [found.value("llm_workers", state=state) for state in ("wanted", "alive", "serving")] == [2, 2, 2]
+    assert all(found.value("llm_worker_cpu_seconds_total", worker=worker) > 0 for worker in ("0", "1"))
+    assert 0 <= found.value("llm_worker_lag_seconds") < 5
+    assert found.value("llm_config_refused") == 0
+    assert found.value("llm_request_log_dropped_total") == 0
 
 
 def test_no_client_can_make_a_label_of_its_own(platform: Platform, caller: Caller) -> None:
@@ -146,41 +183,19 @@ def test_no_client_can_make_a_label_of_its_own(platform: Platform, caller: Calle
 def test_no_word_of_a_prompt_or_an_answer_is_in_a_log_a_metric_or_the_ledger(
     platform: Platform, caller: Caller
 ) -> None:
-    """Every path: answered, streamed, cached, refused by us, refused by the backend, broken, too long, cut short."""
     secret = unique("marker").replace(" ", "-")
-    echo = said(f"I heard {secret}")
-    caller.chat(secret, headers=echo)
-    caller.chat(secret, stream=True, headers=echo)
-    for _ in range(2):
-        caller.chat(secret, temperature=0, headers=echo)
-        eventually(lambda: caller.reserved() == 0)
-    caller.chat(secret, temperature=-1)
-    caller.chat(secret, model="no-such-model")
-    caller.chat(secret + " word" * 100_000)
-    caller.chat(secret + " word" * 12_000)
-    caller.chat(secret, headers={"x-sim-status": "500"})
-    caller.http.post("/chat/completions", content=secret, headers={"content-type": "application/json"})
-    caller.http.post("/completions", json={"model": "llama2", "prompt": secret, "echo": True})
-    caller.http.post("/embeddings", json={"input": secret})
-    caller.http.post("/responses", json={"model": "llama2", "input": secret, "instructions": secret, "stream": True})
-    for fault in ("x-sim-cut-after", "x-sim-error-after"):
-        try:
-            caller.chat(secret, stream=True, headers={fault: "2", **echo})
-        except httpx.RemoteProtocolError:
-            continue
-    eventually(lambda: caller.reserved() == 0)
-    with Caller(platform) as last:
-        last.chat(max_tokens=1)
-        last.settled(1)
+    spread(caller, secret)
     for path in platform.stack.settings.directory.rglob("*"):
         if path.is_file():
             assert secret.encode() not in path.read_bytes(), path
     assert secret not in Metrics(platform).text
+    assert secret not in Metrics(platform, OPENMETRICS).text
     assert secret not in json.dumps(health(platform))
     with connected(platform) as redis:
         ledger = redis.xrange(f"llm:{{{caller.tenant}}}:ledger")
         names = redis.keys("*")
     assert len(ledger) > 10
     assert secret not in str(ledger) + str(names)
+    assert len(log_lines(platform, tenant=caller.tenant)) > len(ledger)  # refusals have a line too
     logs = [path.read_text() for path in platform.stack.settings.directory.glob("*.log")]
     assert caller.key not in "".join(logs)

@@ -23,6 +23,7 @@ HELLO = [{"role": "user", "content": "Hello"}]
 LONG = " word" * 4_600  # fits mistral's 8,192 tokens, and not the 4,096 of the others
 
 
+@pytest.mark.simulated("tells what reached it")
 @pytest.mark.parametrize(
     ("fields", "model"),
     [
@@ -61,6 +62,7 @@ def test_the_model_is_named_aliased_meant_by_the_task_or_the_default(
     assert "task" not in request["body"]
 
 
+@pytest.mark.simulated("embeds")
 @pytest.mark.parametrize(
     ("path", "body", "model"),
     [
@@ -93,6 +95,7 @@ def test_the_default_of_a_restricted_key_is_a_model_that_it_permits(make_caller:
 # --- what fits --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_a_prompt_too_long_for_its_model_is_answered_by_the_next_that_fits(platform: Platform, caller: Caller) -> None:
     marker = unique("long")
     answer = caller.chat(marker + LONG, model="gpt-4")
@@ -107,6 +110,7 @@ def test_a_long_maximum_counts_when_the_model_is_chosen(caller: Caller) -> None:
     assert (answer.status_code, answer.headers["x-llm-model"]) == (200, "mistral")
 
 
+@pytest.mark.simulated("has this model's context")
 def test_a_long_prompt_is_not_sent_to_a_model_that_the_key_does_not_permit(make_caller: MakeCaller) -> None:
     answer = make_caller(models=["llama2"]).chat("long" + LONG)
     assert (answer.status_code, answer.headers["x-llm-model"]) == (400, "llama2")
@@ -148,6 +152,7 @@ def teach(platform: Platform, caller: Caller, model: str) -> float:
 # --- what reaches the backend -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.simulated("a fault on demand")
 def test_private_and_steering_headers_do_not_reach_the_backend(platform: Platform, caller: Caller) -> None:
     marker = unique("headers")
     sent = {
@@ -178,6 +183,7 @@ def test_private_and_steering_headers_do_not_reach_the_backend(platform: Platfor
     assert caller.key not in json.dumps(request)
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_a_model_header_alone_chooses_nothing(platform: Platform, caller: Caller) -> None:
     marker = unique("spoof")
     body = {"messages": [{"role": "user", "content": marker}]}
@@ -186,6 +192,7 @@ def test_a_model_header_alone_chooses_nothing(platform: Platform, caller: Caller
     assert not arrived(platform, "codellama", marker)
 
 
+@pytest.mark.simulated("tells what reached it")
 @pytest.mark.parametrize("name", ["x-llm-model", "X-LLM-Model"])
 @pytest.mark.parametrize("value", ["llama2", "no-such-model"])
 def test_no_header_takes_a_request_to_a_backend_without_a_key(
@@ -197,6 +204,7 @@ def test_no_header_takes_a_request_to_a_backend_without_a_key(
     assert not [r for model in SERVED for r in arrived(platform, model, marker)]
 
 
+@pytest.mark.simulated("a fault on demand")
 def test_a_retry_that_the_client_orders_is_not_done(platform: Platform, caller: Caller) -> None:
     marker = unique("retry")
     orders = {"x-envoy-retry-on": "5xx", "x-envoy-max-retries": "5", "x-sim-status": "500"}
@@ -204,6 +212,7 @@ def test_a_retry_that_the_client_orders_is_not_done(platform: Platform, caller: 
     assert len(arrived(platform, "llama2", marker)) == 1
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_unknown_fields_reach_the_backend_untouched(platform: Platform, caller: Caller) -> None:
     marker = unique("fields")
     odd: Json = {
@@ -262,6 +271,7 @@ def test_a_body_that_needs_no_change_passes_byte_by_byte(start_platform: StartPl
     assert (account["prompt_tokens"], account["completion_tokens"]) == (3 * len(bodies), 4 * len(bodies))
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_the_backend_sees_the_path_and_query_as_sent(platform: Platform, caller: Caller) -> None:
     marker = unique("query")
     answer = caller.http.post("/chat/completions?api-version=1&x=%2F", json=ask(marker))

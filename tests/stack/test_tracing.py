@@ -8,7 +8,21 @@ from typing import Any
 import msgspec
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from stack_rig import Backend, Caller, Json, MakeCaller, Platform, arrived, eventually, running, unique
+from spread import spread
+from stack_rig import (
+    OPENMETRICS,
+    Backend,
+    Caller,
+    Json,
+    MakeCaller,
+    Metrics,
+    Platform,
+    arrived,
+    eventually,
+    log_lines,
+    running,
+    unique,
+)
 
 from extproc.local.stack import Settings
 
@@ -32,9 +46,11 @@ class Collector(Backend):
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
+        self.received: list[bytes] = []
         super().__init__()
 
     def answer(self, _method: str, path: str, body: bytes) -> bytes:
+        self.received.append(body)
         if path == "/v1/traces":
             for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
                 service = attributes_of(resource.resource.attributes).get("service.name", "")
@@ -79,7 +95,8 @@ def collector() -> Iterator[Collector]:
 def traced(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     directory = tmp_path_factory.mktemp("traced")
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": collector.url, "OTEL_BSP_SCHEDULE_DELAY": "100"}
-    with running(Settings(directory, workers=1, drain_seconds=0.1, environment=environment)) as platform:
+    settings = Settings(directory, workers=1, drain_seconds=0.1, request_log=True, environment=environment)
+    with running(settings) as platform:
         yield platform
 
 
@@ -89,6 +106,7 @@ def traceparent_at_backend(platform: Platform, marker: str) -> str:
     return found
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_a_request_is_a_span_between_the_callers_and_the_backends(traced: Platform, collector: Collector) -> None:
     with Caller(traced) as caller:
         marker = unique("traced")
@@ -111,11 +129,14 @@ def test_a_request_is_a_span_between_the_callers_and_the_backends(traced: Platfo
             "gen_ai.usage.output_tokens": 6,
             "http.response.status_code": 200,
             "llm.cache": "bypass",
+            "llm.arm": "stable",
             "llm.request_id": answer.headers["x-request-id"],
             "llm.cost_micro_dollars": account["cost_micros"],
         }
         assert {name: span.attributes.get(name) for name in expected} == expected
         assert marker not in str(span)
+        (line,) = log_lines(traced, tenant=caller.tenant)
+        assert line["trace_id"] == TRACE
 
 
 def test_a_stream_tells_its_time_to_the_first_token(traced: Platform, collector: Collector) -> None:
@@ -126,6 +147,7 @@ def test_a_stream_tells_its_time_to_the_first_token(traced: Platform, collector:
         assert span.attributes["gen_ai.request.stream"] is True
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_without_a_caller_to_follow_the_span_is_a_root(traced: Platform, collector: Collector) -> None:
     with Caller(traced) as caller:
         marker = unique("root")
@@ -136,6 +158,7 @@ def test_without_a_caller_to_follow_the_span_is_a_root(traced: Platform, collect
         assert traceparent_at_backend(traced, marker) == f"00-{span.trace}-{span.span}-01"
 
 
+@pytest.mark.simulated("tells what reached it")
 @pytest.mark.parametrize("sent", ["garbage", f"00-{'0' * 32}-{PARENT}-01", f"00-{TRACE}-{'0' * 16}-01", "00-zz-zz-01"])
 def test_an_unusable_traceparent_is_replaced(traced: Platform, collector: Collector, sent: str) -> None:
     with Caller(traced) as caller:
@@ -146,6 +169,7 @@ def test_an_unusable_traceparent_is_replaced(traced: Platform, collector: Collec
         assert traceparent_at_backend(traced, marker) == f"00-{span.trace}-{span.span}-01"
 
 
+@pytest.mark.simulated("tells what reached it")
 def test_what_the_caller_does_not_sample_stays_unsampled(traced: Platform, collector: Collector) -> None:
     with Caller(traced) as caller:
         marker = unique("unsampled")
@@ -173,6 +197,36 @@ def test_a_hit_and_errors_are_spans_too(traced: Platform, collector: Collector) 
         assert (first.status, hit.status) == (0, 0)
 
 
+def test_the_trace_of_a_slow_answer_is_found_from_its_bucket(traced: Platform, collector: Collector) -> None:
+    with Caller(traced) as caller:
+        assert caller.chat(stream=True, max_tokens=4, headers={"x-sim-delay-ms": "600"}).status_code == 200
+        trace = collector.one(caller.tenant).trace
+
+        def shown(name: str) -> list[Any]:
+            found = Metrics(traced, OPENMETRICS).exemplars(name)
+            return [e for e in found if e.labels == {"trace_id": trace}]
+
+        (first_token,) = eventually(lambda: shown("llm_time_to_first_token_seconds"))
+        (whole,) = shown("llm_request_duration_seconds")
+        assert 0.6 <= first_token.value <= whole.value < 5
+        assert abs(float(whole.timestamp) - time.time()) < 60
+        assert trace not in Metrics(traced).text
+
+
+def test_no_word_of_a_prompt_or_an_answer_is_in_a_span_or_an_exemplar(traced: Platform, collector: Collector) -> None:
+    with Caller(traced) as caller:
+        secret = unique("marker").replace(" ", "-")
+        spread(caller, secret)
+        eventually(lambda: len(collector.of(caller.tenant)) > 10)
+        eventually(lambda: Metrics(traced, OPENMETRICS).exemplars("llm_request_duration_seconds"))
+        assert secret not in Metrics(traced, OPENMETRICS).text
+        assert secret.encode() not in b"".join(collector.received)
+        for path in traced.stack.settings.directory.rglob("*"):
+            if path.is_file():
+                assert secret.encode() not in path.read_bytes(), path
+
+
+@pytest.mark.simulated("tells what reached it")
 def test_tracing_is_off_unless_an_endpoint_is_set(platform: Platform, make_caller: MakeCaller) -> None:
     caller = make_caller()
     for headers in ({}, {"traceparent": f"00-{TRACE}-{PARENT}-01"}):

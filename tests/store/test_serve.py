@@ -2,6 +2,9 @@
 
 import asyncio
 import contextlib
+import json
+import os
+import signal
 import stat
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -21,13 +24,14 @@ from extproc import wire
 from extproc.local.process import Child, free_port
 from extproc.store import RedisStore
 
+ANSWERED = 'llm_requests_total{endpoint="chat",model="mistral",status="200"} '
 GRACE_SECONDS = 30.0  # Kubernetes' own default
 
 
 class Processor:
     """One `serve` with a worker, on an address that a probe of the kubelet can reach."""
 
-    def __init__(self, folder: Path, redis_url: str, umask: str = "022") -> None:
+    def __init__(self, folder: Path, redis_url: str, *options: str, umask: str = "022") -> None:
         self.folder = folder
         config = folder / "llm-mesh.yaml"
         config.write_bytes(CONFIG)
@@ -35,6 +39,7 @@ class Processor:
         self.socket = folder / "worker-0.sock"
         command = [sys.executable, "-m", "extproc", "serve", "--config", str(config), "--sockets", str(folder)]
         command += ["--workers", "1", "--admin", f"0.0.0.0:{self.port}", "--drain-seconds", "0", "--redis", redis_url]
+        command += options
         masked = ["sh", "-c", f'umask {umask} && exec "$@"', "sh", *command]
         self.child = Child("processor", masked, folder / "processor.log", {"TMPDIR": str(folder)})
 
@@ -52,6 +57,12 @@ class Processor:
             return got == status and words in text
 
         await self.child.ready(heard, 20)
+
+    async def worker(self) -> int:
+        """Its process."""
+        _, text = await self.probe("/health")
+        (pid,) = json.loads(text)["workers"]["pids"]
+        return int(pid)
 
     async def logs(self, words: str) -> None:
         async def logged() -> bool:
@@ -93,8 +104,8 @@ async def start(own_valkey: Valkey) -> AsyncIterator[Start]:
     """A processor that is ended with the test; its folder is short, as a socket's path must be."""
     made: list[Processor] = []
 
-    def one(redis_url: str = own_valkey.url, **options: str) -> Processor:
-        made.append(Processor(own_valkey.socket.parent, redis_url, **options))
+    def one(redis_url: str = own_valkey.url, *options: str, **shell: str) -> Processor:
+        made.append(Processor(own_valkey.socket.parent, redis_url, *options, **shell))
         return made[-1]
 
     yield one
@@ -146,14 +157,55 @@ async def test_certificates_that_the_proxy_writes_later_are_waited_for_and_named
     await processor.logs("root-cert.pem can not be used: No such file or directory")
 
 
-async def test_without_a_worker_it_is_live_and_not_ready(start: Start) -> None:
+async def test_an_address_that_is_none_is_said_and_nothing_starts(start: Start) -> None:
     processor = start("http://no-redis-at-all")
     await processor.child.start()
-    await processor.says("/live", 200)
-    await processor.logs("starting it again")
+    await processor.logs("not a Redis URL (the scheme must be redis, rediss or unix): http://no-redis-at-all")
+    assert await processor.probe("/live") == (0, "")
+
+
+async def test_what_workers_counted_that_were_killed_stays_and_their_files_do_not(start: Start) -> None:
+    processor = start()
+    await processor.child.start()
+    for kills in range(1, 4):
+        await processor.says("/health", 200, '"status":"ok"')
+        async with processor.channel() as channel:
+            _stream = await sent(channel, 10, f"life-{kills}")
+            await processor.says("/metrics", 200, ANSWERED + f"{kills}0.0")
+        os.kill(await processor.worker(), signal.SIGKILL)
+        await processor.says("/metrics", 200, f'llm_worker_restarts_total{{worker="0"}} {kills}.0')
+    await processor.says("/health", 200, '"status":"ok"')
+    await processor.says("/metrics", 200, ANSWERED + "30.0")
+    (runtime,) = processor.folder.glob("llm-mesh-*")
+    files = {path.name for path in (runtime / "metrics").glob("*.db")}
+    assert {name for name in files if "ended" in name} == {"counter_ended.db", "histogram_ended.db"}
+    assert len({name for name in files if name.startswith("counter_")}) == 2  # that one, and the living worker's
+
+
+async def test_a_worker_that_can_not_start_is_counted_and_fills_no_directory(start: Start) -> None:
+    processor = start()
+    await processor.child.start()
+    await processor.says("/health", 200, '"status":"ok"')
+    (processor.folder / "llm-mesh.yaml").write_text("models: none")  # kept by one that runs, refused by one that starts
+    os.kill(await processor.worker(), signal.SIGKILL)
+    await processor.says("/metrics", 200, 'llm_worker_restarts_total{worker="0"} 4.0')
+    await processor.says("/metrics", 200, 'llm_workers{state="alive"} 0.0')
     assert (await processor.probe("/ready"))[0] == 503
     assert (await processor.probe("/health"))[0] == 503
     assert (await processor.probe("/live"))[0] == 200
+    (runtime,) = processor.folder.glob("llm-mesh-*")
+    assert len(list((runtime / "metrics").glob("counter_*.db"))) <= 2
+
+
+async def test_requests_are_logged_where_it_is_wanted(start: Start, own_valkey: Valkey) -> None:
+    processor = start(own_valkey.url, "--request-log")
+    await processor.child.start()
+    await processor.says("/health", 200, '"status":"ok"')
+    async with processor.channel() as channel:
+        _stream = await sent(channel, 50)
+        await processor.says("/metrics", 200, ANSWERED + "50.0")
+    lines = [line for line in processor.child.log.read_text().splitlines() if line.startswith("{")]
+    assert [json.loads(line)["completion_tokens"] for line in lines] == [2] * 50
 
 
 @pytest.mark.parametrize("umask", ["000", "022", "077"])
@@ -220,12 +272,12 @@ async def test_a_store_that_stays_away_does_not_hold_the_end_up(start: Start, ow
     assert "5 requests are not settled" in processor.child.log.read_text()
 
 
-async def sent(channel: grpc.aio.Channel, count: int) -> Any:
+async def sent(channel: grpc.aio.Channel, count: int, name: str = "r") -> Any:
     """A stream as Envoy's, on which so many receipts were sent; it stays open."""
     method = f"/{wire.ACCESS_LOGS}/StreamAccessLogs"
-    stream = channel.stream_unary(method, lambda message: message.SerializeToString())()
+    stream = channel.stream_unary(method, lambda message: message.SerializeToString())(wait_for_ready=True)
     usage = {"prompt_tokens": 1, "completion_tokens": 2}
-    await stream.write(logs(*(entry(ticket(request_id=f"r-{n}"), usage=usage) for n in range(count))))
+    await stream.write(logs(*(entry(ticket(request_id=f"{name}-{n}"), usage=usage) for n in range(count))))
     return stream
 
 

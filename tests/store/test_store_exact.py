@@ -101,7 +101,7 @@ async def test_after_settlement_nothing_of_a_request_stays_but_marker_counters_a
     assert isinstance(redis.store, RedisStore)
     one = claim(limits=Limits(requests_per_minute=0, max_in_flight=5))
     await redis.store.admit(one)
-    await redis.store.settle([settlement(one, tokens=7)])
+    await redis.store.settle([settlement(one, tokens=7, arm="canary")])
     names = {name.decode() for name in await command(redis.store, "KEYS", "llm:{acme}:*")}
     start = "llm:{acme}:"
     assert names == {f"{start}settled:{one.request_id}", f"{start}usage:2025-11-24", f"{start}ledger"} | {
@@ -111,7 +111,19 @@ async def test_after_settlement_nothing_of_a_request_stays_but_marker_counters_a
         assert await command(redis.store, "PTTL", name) > 0
     ((_, (word, line)),) = await command(redis.store, "XRANGE", f"{start}ledger", "-", "+")
     assert word == b"line"
-    assert json.loads(line)["completion_tokens"] == 7
+    assert (json.loads(line)["completion_tokens"], json.loads(line)["arm"]) == (7, "canary")
+
+
+async def test_usage_from_before_arms_were_recorded_is_read_and_goes_on(redis: Rig) -> None:
+    assert isinstance(redis.store, RedisStore)
+    old = json.dumps(["ada", "key-1", "mistral"], separators=(",", ":"))
+    await command(redis.store, "SADD", "llm:tenants", "acme")
+    await command(redis.store, "HSET", "llm:{acme}:usage:2025-11-24", old, "[3,0,0,0,30,40,0,50]")
+    (row,) = await redis.store.usage("2025-11-24", "2025-11-24")
+    assert (row.model, row.arm, row.requests, row.cost_micros) == ("mistral", "", 3, 50)
+    await redis.store.settle([settlement(claim(), cost_micros=1), settlement(claim(), arm="canary")])
+    rows = await redis.store.usage("2025-11-24", "2025-11-24")
+    assert [(row.arm, row.requests, row.cost_micros) for row in rows] == [("", 4, 51), ("canary", 1, 10)]
 
 
 async def test_the_index_of_the_cache_does_not_drift(redis: Rig) -> None:

@@ -334,14 +334,21 @@ async def test_usage_sums_by_day_tenant_user_key_and_model(rig: Rig) -> None:
     acme = ("acme", "ada", "key-1")
     today = [
         UsageRow(TODAY, *acme, "llama2", requests=1, hits=1),
-        UsageRow(TODAY, *acme, "mistral", 2, 0, 1, 0, 11, 6, 3, 8),
-        UsageRow(TODAY, "acme", "bob", 'k"2 \\/é', "mistral", 1, 0, 0, 1, 0, 2, 0, 10**13),
+        UsageRow(TODAY, *acme, "mistral", "", 2, 0, 1, 0, 11, 6, 3, 8),
+        UsageRow(TODAY, "acme", "bob", 'k"2 \\/é', "mistral", "", 1, 0, 0, 1, 0, 2, 0, 10**13),
     ]
-    after = [UsageRow(tomorrow, "beta", "ada", "key-1", "mistral", 1, 0, 0, 0, 0, 9, 0, 9)]
+    after = [UsageRow(tomorrow, "beta", "ada", "key-1", "mistral", "", 1, 0, 0, 0, 0, 9, 0, 9)]
     assert await rig.store.usage(TODAY, tomorrow) == today + after
     assert await rig.store.usage(TODAY, TODAY) == today
     assert await rig.store.usage(tomorrow, tomorrow) == after
     assert await rig.store.usage(tomorrow, TODAY) == []
+
+
+async def test_usage_tells_the_arms_of_a_model_apart(rig: Rig) -> None:
+    for arm, tokens in (("stable", 5), ("canary", 7), ("", 1), ("stable", 20)):
+        await rig.store.settle([settlement(claim(), tokens=tokens, arm=arm)])
+    found = [(row.model, row.arm, row.requests, row.completion_tokens) for row in await rig.store.usage(TODAY, TODAY)]
+    assert found == [("mistral", "", 1, 1), ("mistral", "canary", 1, 7), ("mistral", "stable", 2, 25)]
 
 
 async def test_keys_are_found_by_digest_and_listed(rig: Rig) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from certificates import GATEWAY, STORE, Authority, Files, Pair, server_side
+from cryptography import x509
 from store_rig import PATIENT_SECONDS, Proxy, Valkey, claim, eventually, settlement
 
 from extproc.admission import Outcome
@@ -60,6 +61,23 @@ async def refused(store: RedisStore, words: str) -> None:
 async def test_the_right_identity_with_our_certificate_shown_is_a_store(site: Site) -> None:
     async with site.serving(MESH.issue(STORE)):
         assert await works(await site.store())
+
+
+async def test_when_the_certificates_of_the_connection_expire_is_known(site: Site) -> None:
+    theirs = MESH.issue(STORE, lives=timedelta(minutes=7))
+    expected = {
+        name: x509.load_pem_x509_certificate(pem).not_valid_after_utc.timestamp()
+        for name, pem in {"client": OURS.certificate, "authority": MESH.pem, "store": theirs.certificate}.items()
+    }
+    async with site.serving(theirs):
+        store = await site.store()
+        assert store.certificates() == expected
+        site.files.put("cert-chain.pem", b"")
+        assert store.certificates() == {name: expected[name] for name in ("authority", "store")}
+
+
+async def test_without_tls_there_is_no_certificate_to_watch(valkey: Valkey, site: Site) -> None:
+    assert (await site.store(valkey.url)).certificates() == {}
 
 
 @pytest.mark.parametrize("other", [GATEWAY, STORE + "2", STORE[:-1], STORE.upper(), "spiffe://cluster.local"])

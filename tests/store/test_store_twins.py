@@ -42,6 +42,7 @@ outcomes = st.fixed_dictionaries(
         "cost_micros": st.integers(0, 900),
         "status": st.sampled_from([200, 0, 500]),
         "hit": st.booleans(),
+        "arm": st.sampled_from(["", "stable", "canary"]),
         "fill": st.none()
         | st.builds(
             fill, st.sampled_from(["f1", "f2", "f3"]), st.binary(max_size=700), st.sampled_from([5000, 60_000])

@@ -11,7 +11,7 @@ from extproc.errors import ApiError
 
 EVERY = [
     (errors.invalid("no", "n", "c"), openai.BadRequestError),
-    (errors.invalid_api_key("no"), openai.AuthenticationError),
+    (errors.invalid_api_key("no", "unknown"), openai.AuthenticationError),
     (errors.not_found("GET", "/x"), openai.NotFoundError),
     (errors.model_not_found("m"), openai.NotFoundError),
     (errors.too_large(5), openai.APIStatusError),

@@ -15,10 +15,12 @@ from google.protobuf.message import DecodeError
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
-from extproc import caching, chat, config, keys, models_api, receipt, routing, wire
+from extproc import caching, chat, config, keys, models_api, receipt, request_log, routing, wire
 from extproc.config import ENDPOINTS
+from extproc.counting import Batch
 from extproc.decision import Ticket
 from extproc.errors import ApiError, ConfigError
+from extproc.exemplars import Exemplars
 from extproc.local.stack import ROOT
 
 T = TypeVar("T")
@@ -355,10 +357,14 @@ def test_any_access_log_gives_receipts_that_can_be_charged(raw: bytes) -> None:
     message, _ = attempt(lambda: wire.parse_access_logs(raw), DecodeError)
     if message is None:  # gRPC ends the stream, Envoy opens another
         return
+    batch = Batch(Exemplars())
     for each in wire.read_receipts(message):
-        settlement = receipt.settlement(each, receipt.charge(each), CATALOGUE.config.cache)
+        charged = receipt.charge(each)
+        settlement = receipt.settlement(each, charged, CATALOGUE.config.cache)
         assert settlement.cost_micros >= 0
         msgspec.msgpack.encode(settlement)
+        json.loads(request_log.line(each, charged, settlement.cost_micros))
+        batch.add(each, charged, settlement.cost_micros, False)
 
 
 _reports = st.dictionaries(st.sampled_from(["first_us", "events", "bytes", "done", "usage"]), values, max_size=5)

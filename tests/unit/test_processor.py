@@ -9,6 +9,7 @@ from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
 from envoy_messages import error_of, headers, read, request, ticket_of, told
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 from unit_rig import CATALOGUE, MESSAGES, changed, chat_plain, key
 
 from extproc import config, keys, wire
@@ -92,6 +93,27 @@ async def test_a_request_that_is_not_for_us_is_refused(fields: dict[str, str], a
 async def test_a_key_that_has_ended_is_refused(fields: dict[str, int]) -> None:
     reply = await ask(await worker(**fields), request(ASK, authorization=BEARER))
     assert error_of(reply) == (401, "invalid_api_key")
+
+
+@pytest.mark.parametrize(
+    ("record", "shown", "why"),
+    [
+        ({}, {}, "missing"),
+        ({}, {"authorization": "Bearer sk-proj-x"}, "malformed"),
+        ({}, {"authorization": "Bearer sk-llm-other"}, "unknown"),
+        ({"expires_ms": 1}, {"authorization": BEARER}, "expired"),
+        ({"revoked_ms": 1}, {"authorization": BEARER}, "revoked"),
+        ({}, {"x_llm_tenant": "acme", "x_llm_user": "ann"}, "token"),
+    ],
+)
+async def test_who_is_not_let_in_is_counted_by_why(record: dict[str, int], shown: dict[str, str], why: str) -> None:
+    def counted(label: str) -> float:
+        return REGISTRY.get_sample_value("llm_keys_refused_total", {"why": label}) or 0.0
+
+    labels = ["missing", "malformed", "unknown", "expired", "revoked", "token"]
+    before = {label: counted(label) for label in labels}
+    await ask(await worker(**record), request(ASK, **shown))
+    assert {label for label in labels if counted(label) != before[label]} == {why}
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"", b"{}"])

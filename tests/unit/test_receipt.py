@@ -12,7 +12,7 @@ from unit_rig import chat_plain, chat_stream, receipt, ticket
 from extproc import pricing
 from extproc.chat import Usage
 from extproc.config import CacheConfig
-from extproc.receipt import Charge, Receipt, charge, settlement, time_per_output_token
+from extproc.receipt import Charge, Receipt, arm_of, charge, settlement, time_per_output_token
 
 COUNTED = b'{"prompt_tokens":13,"total_tokens":17,"completion_tokens":4,"prompt_tokens_details":{"cached_tokens":8}}'
 NOTHING = Charge(Usage(), exact=False, estimated=False)
@@ -117,6 +117,22 @@ def test_a_settlement_says_what_was_charged_and_to_whom(made: Receipt) -> None:
     assert settled.cost_micros == pricing.cost_micros(charged.usage, made.ticket)
     assert settled.hit == (made.ticket.cache == "hit")
     assert settled.fill is None
+
+
+@pytest.mark.parametrize(
+    ("cluster", "arm"),
+    [
+        ("outbound|8000|canary|mistral.llm.svc.cluster.local", "canary"),
+        ("outbound|8000|stable|mistral.llm.svc.cluster.local", "stable"),
+        ("outbound|8000||mistral.llm.svc.cluster.local", ""),
+        ("model-mistral", "stable"),
+        ("llm-receipts", ""),
+        ("", ""),
+    ],
+)
+def test_the_arm_is_the_subset_that_was_asked(cluster: str, arm: str) -> None:
+    made = receipt(ticket(), upstream=cluster)
+    assert (arm_of(cluster), made.arm, settlement(made, NOTHING, CacheConfig()).arm) == (arm, arm, arm)
 
 
 # --- what is stored ---------------------------------------------------------------------------------------------------

@@ -1,17 +1,21 @@
 """From access-log entries to settlements, over a store in memory."""
 
 import asyncio
+import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
 import grpc.aio
 import pytest
 from envoy_messages import entry, logs
+from prometheus_client import REGISTRY
 from test_processor import worker
 from unit_rig import CATALOGUE, chat_plain, ticket
 
 from extproc.admission import Settlement
 from extproc.errors import StoreUnavailable, StoreUnsureError
+from extproc.request_log import RequestLog
 from extproc.settling import Settler
 from extproc.store import MemoryStore
 
@@ -106,6 +110,18 @@ async def test_an_unreachable_model_is_marked_and_an_answer_puts_it_back() -> No
     assert made.health.down() == []
 
 
+async def test_what_envoy_ended_before_the_decision_says_nothing_of_a_model_and_is_not_settled() -> None:
+    store = Store()
+    made = await worker(store)
+    ended = entry(ticket(), status=503, upstream="")
+    ended.common_properties.metadata.filter_metadata.clear()
+    ended.common_properties.response_flags.no_healthy_upstream = True
+    await deliver(Settler(made), logs(ended))
+    assert made.health.down() == []
+    assert not store.ledger
+    assert await store.usage("1970-01-01", "1970-01-01") == []
+
+
 async def test_a_client_that_left_says_nothing_of_the_model() -> None:
     made = await worker(Store())
     made.health.observe("mistral", False, 0)
@@ -170,6 +186,54 @@ async def test_settlements_wait_while_the_store_is_away_and_are_settled_oldest_f
     await settler.retry_backlog()
     assert not settler.backlog
     assert len(store.ledger) == 300
+
+
+async def test_a_message_of_many_receipts_is_settled_whole_and_counted_once() -> None:
+    store = Store()
+    entries = [entry(ticket(request_id=f"r-{n}"), usage=USAGE) for n in range(600)]
+    await deliver(Settler(await worker(store)), logs(*entries))
+    assert len({settled.request_id for settled in store.ledger}) == len(store.ledger) == 600
+
+
+async def test_what_is_read_when_the_worker_must_end_is_kept_for_its_last_settling() -> None:
+    store = Store()
+    settler = Settler(await worker(store))
+    taking = asyncio.ensure_future(
+        settler._take(logs(*[entry(ticket(request_id=f"r-{n}"), usage=USAGE) for n in range(20)]))
+    )
+    await asyncio.sleep(0)
+    taking.cancel()
+    await asyncio.wait({taking})
+    assert len(settler.backlog) == 16
+    await settler.retry_backlog()
+    assert len(store.ledger) == 16
+
+
+async def test_each_request_leaves_a_line_in_the_log_settled_or_not() -> None:
+    reader, writer = os.pipe()
+    settler = Settler(await worker(Store()), RequestLog(writer))
+    undecided = entry("no ticket", status=413, upstream="")
+    refused = entry(ticket(request_id="r-2", reason="rate_limit_exceeded"), status=429, upstream="")
+    await deliver(settler, logs(entry(ticket(), usage=USAGE), refused, undecided))
+    os.close(writer)
+    with os.fdopen(reader) as log:
+        lines = [json.loads(text) for text in log]
+    assert [(each["status"], each["reason"], each["prompt_tokens"], each["arm"]) for each in lines] == [
+        (200, "", 300, "stable"),
+        (429, "rate_limit_exceeded", 0, ""),
+        (413, "", 0, ""),
+    ]
+
+
+async def test_lines_that_nobody_took_are_counted_and_the_requests_settled() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    store = Store()
+    before = REGISTRY.get_sample_value("llm_request_log_dropped_total") or 0
+    await deliver(Settler(await worker(store), RequestLog(writer)), logs(entry(ticket(), usage=USAGE)))
+    os.close(writer)
+    assert REGISTRY.get_sample_value("llm_request_log_dropped_total") == before + 1
+    assert len(store.ledger) == 1
 
 
 async def test_entries_that_are_not_ours_do_not_hinder_the_others() -> None:

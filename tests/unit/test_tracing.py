@@ -11,7 +11,7 @@ from unit_rig import receipt, ticket
 
 from extproc.chat import Usage
 from extproc.receipt import Receipt
-from extproc.tracing import Tracer, begin
+from extproc.tracing import Tracer, begin, trace_id
 
 TRACE, SPAN, OURS = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331", "00f067aa0ba902b7"
 CALLER = f"00-{TRACE}-{SPAN}-01"
@@ -84,6 +84,17 @@ def test_a_receipt_becomes_a_span_with_its_times_and_figures() -> None:
     assert found["gen_ai.usage.output_tokens"] == 4
     assert found["llm.cost_micro_dollars"] == 7
     assert found["gen_ai.server.time_to_first_token"] == 0.5
+    assert found["llm.arm"] == "stable"
+
+
+def test_the_trace_of_a_header_is_told() -> None:
+    assert trace_id(TRACED.trace) == TRACE
+    assert trace_id("") == ""
+
+
+def test_what_no_upstream_was_asked_has_no_arm() -> None:
+    [span] = spans(receipt(TRACED, upstream=""))
+    assert "llm.arm" not in dict(span.attributes or {})
 
 
 def test_a_request_that_is_not_traced_leaves_no_span() -> None:

@@ -13,9 +13,9 @@ from extproc.keys_cli import UsageError
 
 TODAY = date(2026, 11, 23)
 ROWS = [
-    UsageRow("2026-11-22", "acme", "ann", "key_1", "llama2", 2, 1, 0, 0, 20, 10, 5, 300),
-    UsageRow("2026-11-23", "acme", "ann", "key_2", "mistral", 3, 0, 1, 1, 30, 5, 0, 100),
-    UsageRow("2026-11-23", "acme", "[/bob]", "key_3", "llama2", 1, 0, 0, 0, 1, 1, 0, 100),
+    UsageRow("2026-11-22", "acme", "ann", "key_1", "llama2", "stable", 2, 1, 0, 0, 20, 10, 5, 300),
+    UsageRow("2026-11-23", "acme", "ann", "key_2", "mistral", "canary", 3, 0, 1, 1, 30, 5, 0, 100),
+    UsageRow("2026-11-23", "acme", "[/bob]", "key_3", "llama2", "", 1, 0, 0, 0, 1, 1, 0, 100),
 ]
 
 
@@ -38,6 +38,14 @@ def test_the_dearest_come_first_then_the_busiest() -> None:
         ["ann", "llama2", 2, 1, 0, 0, 20, 10, 5, 300],
         ["ann", "mistral", 3, 0, 1, 1, 30, 5, 0, 100],
         ["[/bob]", "llama2", 1, 0, 0, 0, 1, 1, 0, 100],
+    ]
+
+
+def test_the_arms_of_a_model_are_told_apart() -> None:
+    assert usage_cli.summarize(ROWS, ["model", "arm"]) == [
+        ["llama2", "stable", 2, 1, 0, 0, 20, 10, 5, 300],
+        ["mistral", "canary", 3, 0, 1, 1, 30, 5, 0, 100],
+        ["llama2", "", 1, 0, 0, 0, 1, 1, 0, 100],
     ]
 
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from envoy.data.accesslog.v3.accesslog_pb2 import HTTPAccessLogEntry, ResponseFlags
 from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
 from envoy_messages import entry, headers, logs, read, request, ticket_of, told
@@ -11,6 +12,7 @@ from unit_rig import ticket
 from extproc import errors, wire
 from extproc.decision import Forward, Reject, Replay
 from extproc.errors import ApiError
+from extproc.receipt import UNDECIDED
 
 
 def forwarded(**fields: object) -> Forward:
@@ -165,9 +167,45 @@ def test_a_first_try_that_failed_does_not_count_against_an_answer_that_came() ->
     assert not made.unreachable
 
 
-def test_entries_without_a_ticket_of_ours_are_left_out() -> None:
+def test_entries_without_a_ticket_of_ours_ended_before_there_was_a_decision() -> None:
     without = entry(ticket())
     without.common_properties.metadata.filter_metadata.clear()
     found = list(wire.read_receipts(logs(without, entry("not json"), entry("[]"), entry(ticket()))))
-    assert [one.ticket for one in found] == [ticket()]
+    assert [one.ticket for one in found] == [UNDECIDED] * 3 + [ticket()]
     assert list(wire.read_receipts(StreamAccessLogsMessage())) == []
+
+
+def test_why_a_request_failed_is_told_in_envoys_short_words() -> None:
+    one = entry(ticket(), status=503)
+    flags = one.common_properties.response_flags
+    flags.upstream_connection_failure = flags.upstream_retry_limit_exceeded = True
+    one.common_properties.upstream_request_attempt_count = 3
+    one.response.response_code_details = "upstream_reset"
+    [made] = wire.read_receipts(logs(one))
+    assert (made.flags, made.details, made.attempts) == ("UF,URX", "upstream_reset", 3)
+
+
+def test_every_flag_of_envoys_has_its_short_word() -> None:
+    assert set(wire._FLAGS) == {field.name for field in ResponseFlags.DESCRIPTOR.fields}
+
+
+def test_the_replica_that_was_asked_is_told() -> None:
+    one, none = entry(ticket()), entry(ticket())
+    address = one.common_properties.upstream_remote_address.socket_address
+    address.address, address.port_value = "10.0.0.7", 8000
+    assert [made.peer for made in wire.read_receipts(logs(one, none))] == ["10.0.0.7:8000", ""]
+
+
+def timed(**microseconds: int) -> HTTPAccessLogEntry:
+    made = entry(ticket())
+    for name, us in microseconds.items():
+        getattr(made.common_properties, "time_to_" + name).FromMicroseconds(us)
+    return made
+
+
+def test_the_overhead_is_the_time_before_the_upstream_is_asked_and_after_it_answers() -> None:
+    whole = {"last_rx_byte": 900_000, "first_upstream_tx_byte": 900_700}
+    answered = {"first_upstream_rx_byte": 1_999_900, "first_downstream_tx_byte": 2_000_200}
+    skewed = {"first_upstream_rx_byte": 5_000, "first_downstream_tx_byte": 4_000}
+    found = wire.read_receipts(logs(timed(**whole, **answered), timed(**whole), timed(), timed(**skewed)))
+    assert [made.overhead for made in found] == [pytest.approx(0.001), None, None, 0.0]

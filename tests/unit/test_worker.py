@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
+from prometheus_client import REGISTRY
 from test_processor import worker
 from unit_rig import CATALOGUE, CONFIG, LLAMA
 
+from extproc import metrics
 from extproc.admission import Shared
 from extproc.errors import StoreUnavailable
 from extproc.store import MemoryStore
@@ -86,6 +88,7 @@ def test_a_changed_file_is_taken_and_an_unusable_one_is_not(tmp_path: Path, capl
     made.reload()
     assert made.catalogue is good
     assert made.status().config_error.startswith(str(path) + ":1: ")
+    assert REGISTRY.get_sample_value("llm_config_refused") == 1
     assert good.revision in caplog.text
     path.unlink()
     made.reload()
@@ -94,6 +97,43 @@ def test_a_changed_file_is_taken_and_an_unusable_one_is_not(tmp_path: Path, capl
     made.reload()
     assert made.catalogue.revision == CATALOGUE.revision
     assert made.status().config_error == ""
+    assert REGISTRY.get_sample_value("llm_config_refused") == 0
+
+
+async def test_how_busy_a_worker_is_and_how_late_is_told() -> None:
+    made = await worker()
+    made.measure(0.25)
+    first = REGISTRY.get_sample_value("llm_worker_cpu_seconds_total", {"worker": "0"})
+    sum(range(1_000_000))
+    made.measure(0.5)
+    second = REGISTRY.get_sample_value("llm_worker_cpu_seconds_total", {"worker": "0"})
+    assert first is not None
+    assert second is not None
+    assert second > first > 0
+    assert REGISTRY.get_sample_value("llm_worker_lag_seconds") == 0.5
+
+
+async def test_when_certificates_expire_is_told() -> None:
+    class Secured(MemoryStore):
+        def certificates(self) -> dict[str, float]:
+            return {"client": 5.0, "store": 7.0}
+
+    (await worker(Secured(lambda: 0))).watch_certificates()
+    name = "llm_certificate_expiry_timestamp_seconds"
+    found = {c: REGISTRY.get_sample_value(name, {"certificate": c}) for c in ("client", "store", "authority")}
+    assert found == {"client": 5.0, "store": 7.0, "authority": None}
+
+
+def test_exemplars_are_written_with_the_status(tmp_path: Path) -> None:
+    made = reading(tmp_path / "none")
+    made.exemplars.put(metrics.TTFT, ("llama2",), 0.2, "abc", 7.0)
+    made.write_status()
+    assert json.loads((tmp_path / "exemplars-0.json").read_text()) == [
+        ["llm_time_to_first_token_seconds", {"model": "llama2", "le": "0.2"}, "abc", 0.2, 7.0]
+    ]
+    (tmp_path / "exemplars-0.json").unlink()
+    made.write_status()
+    assert [p.name for p in tmp_path.iterdir()] == ["worker-0.json"]
 
 
 def test_the_status_is_written_whole(tmp_path: Path) -> None:

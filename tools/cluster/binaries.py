@@ -36,6 +36,7 @@ class Recipe(msgspec.Struct, frozen=True):
     programs: dict[str, str] = {}  # the name `go build` gives -> ours
     files: dict[str, tuple[str, ...]] = {}  # Go module -> patterns of its files to keep
     stamped: str = ""  # the Go module whose version the programs shall report
+    tags: str = ""  # Go's build tags
 
     @property
     def name(self) -> str:
@@ -67,6 +68,12 @@ RECIPES = (
         stamped="k8s.io/kubernetes",
     ),
     Recipe(
+        MODULES / "prometheus",
+        usual_seconds=170,
+        programs={"prometheus": "prometheus", "promtool": "promtool"},
+        tags="remove_all_sd",  # its targets stand in a file here
+    ),
+    Recipe(
         MODULES / "istio",
         usual_seconds=300,
         programs={name: name for name in ("pilot-discovery", "pilot-agent", "istioctl")},
@@ -88,7 +95,15 @@ def cache() -> Path:
 
 def place(recipe: Recipe) -> Path:
     """Where the module lies once it is built: programs in bin/, files in files/. It exists whole or not at all."""
-    decisive = recipe.programs, recipe.files, recipe.stamped, _go_version(), platform.system(), platform.machine()
+    decisive = (
+        recipe.programs,
+        recipe.files,
+        recipe.stamped,
+        recipe.tags,
+        _go_version(),
+        platform.system(),
+        platform.machine(),
+    )
     digest = hashlib.sha256(msgspec.json.encode(decisive))
     for name in ("go.mod", "go.sum"):
         digest.update((recipe.folder / name).read_bytes())

@@ -109,7 +109,8 @@ def _compile(recipe: Recipe, to: Path, show: Show) -> None:
     if recipe.stamped:
         flags += f" -X {_VERSION_VARIABLE}={_module(recipe, recipe.stamped)['Version']}"
     to.mkdir()
-    _go(recipe, "build", "-v", "-ldflags", flags, "-o", f"{to}/", "tool", show=show)
+    tags = ("-tags", recipe.tags) if recipe.tags else ()
+    _go(recipe, "build", "-v", *tags, "-ldflags", flags, "-o", f"{to}/", "tool", show=show)
     for built, ours in recipe.programs.items():
         (to / built).rename(to / ours)
 

@@ -4,6 +4,7 @@ Objects are Kubernetes' JSON as it is. `Lookup` gives ConfigMaps and Secrets of 
 """
 
 import base64
+import json
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -60,7 +61,7 @@ def field(pod: Json, path: str) -> str:
         entries = pod["metadata"].get(found[1], {})
         if found[2]:
             return str(entries.get(found[2], ""))
-        return "\n".join(f'{name}="{value}"' for name, value in sorted(entries.items()))
+        return "\n".join(f"{name}={json.dumps(value)}" for name, value in sorted(entries.items()))
     value: Any = pod
     for part in path.split("."):
         value = value.get(part, "")

@@ -2,11 +2,11 @@
 local USAGE_MS = 34560000000  -- 400 days
 
 -- `s` has the fields of Settlement. The counters are one hash per tenant and day (UTC): a field is the JSON array
--- [user, key, model], its value the JSON array of sums in the order below (one field instead of eight counters
--- costs a third).
+-- [user, key, model], or [user, key, model, arm] where an arm was asked; its value the JSON array of sums in the order
+-- below (one field instead of eight counters costs a third).
 local function record(prefix, day, s, ledger_entries)
   local key = prefix .. 'usage:' .. day
-  local group = cjson.encode({s.user, s.key_id, s.model})
+  local group = cjson.encode(s.arm ~= '' and {s.user, s.key_id, s.model, s.arm} or {s.user, s.key_id, s.model})
   local old = redis.call('HGET', key, group)
   local sums = old and cjson.decode(old) or {0, 0, 0, 0, 0, 0, 0, 0}
   redis.call('HSET', key, group, cjson.encode({
@@ -22,7 +22,7 @@ local function record(prefix, day, s, ledger_entries)
   if not old then redis.call('PEXPIRE', key, USAGE_MS) end
   if s.refused then return end
   redis.call('XADD', prefix .. 'ledger', 'MAXLEN', '~', ledger_entries, '*', 'line', cjson.encode({
-    request_id = s.request_id, user = s.user, key_id = s.key_id, model = s.model, endpoint = s.endpoint,
+    request_id = s.request_id, user = s.user, key_id = s.key_id, model = s.model, arm = s.arm, endpoint = s.endpoint,
     status = s.status, prompt_tokens = s.prompt_tokens, completion_tokens = s.completion_tokens,
     cached_tokens = s.cached_tokens, cost_micros = s.cost_micros, hit = s.hit, estimated = s.estimated,
   }))

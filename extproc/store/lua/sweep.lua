@@ -13,8 +13,8 @@ for _, request_id in ipairs(old) do
   if reserved then
     redis.call('SET', prefix .. 'settled:' .. request_id, '', 'PX', MARKER_MS)
     record(prefix, day, {
-      request_id = request_id, user = reserved[1], key_id = reserved[2], model = '', endpoint = '', status = 0,
-      prompt_tokens = reserved[3], completion_tokens = 0, cached_tokens = 0, cost_micros = reserved[4],
+      request_id = request_id, user = reserved[1], key_id = reserved[2], model = '', arm = '', endpoint = '',
+      status = 0, prompt_tokens = reserved[3], completion_tokens = 0, cached_tokens = 0, cost_micros = reserved[4],
       hit = false, estimated = true,
     }, ARGV[1])
   end

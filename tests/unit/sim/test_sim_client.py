@@ -123,7 +123,34 @@ async def test_a_demanded_tool_is_called_with_valid_arguments(
         for call in chunk.choices[0].delta.tool_calls or []
     ]
     assert deltas[0].name == "weather"
-    assert json.loads("".join(delta.arguments for delta in deltas)) == arguments
+    assert json.loads("".join(delta.arguments or "" for delta in deltas)) == arguments
+
+
+async def test_a_tool_that_may_be_called_is_called_on_demand(start: Start, official: Api) -> None:
+    api = official(await start())
+    more = {"model": "org/tiny", "messages": PROMPT, "tools": [TOOL]}
+    assert not (await api.chat.completions.create(**more)).choices[0].message.tool_calls
+    called = (await api.chat.completions.create(**more, extra_headers={"x-sim-tool": "weather"})).choices[0]
+    assert called.finish_reason == "tool_calls"
+    assert json.loads(called.message.tool_calls[0].function.arguments).keys() == {"city", "days"}
+
+
+@pytest.mark.parametrize("choice", ["auto", "required", {"type": "function", "function": {"name": "weather"}}])
+async def test_without_a_parser_for_tool_calls_tools_are_refused(start: Start, official: Api, choice: Any) -> None:
+    api = official(await start("--tool-call-parser", ""))
+    with pytest.raises(openai.BadRequestError, match="--tool-call-parser to be set"):
+        await api.chat.completions.create(model="org/tiny", messages=PROMPT, tools=[TOOL], tool_choice=choice)
+
+
+async def test_an_answer_that_ends_by_itself_spends_a_token_on_its_end(start: Start, official: Api) -> None:
+    header = {"x-sim-text": base64.b64encode(b"one two").decode()}
+    api = official(await start())
+    more = {"model": "org/tiny", "messages": PROMPT, "logprobs": True, "extra_headers": header}
+    plain = await api.chat.completions.create(**more)
+    assert (plain.choices[0].finish_reason, plain.usage.completion_tokens) == ("stop", 3)
+    assert [each.token for each in plain.choices[0].logprobs.content] == ["one", " two", "</s>"]
+    cut = await api.chat.completions.create(**more, max_tokens=2)
+    assert (cut.choices[0].finish_reason, cut.choices[0].message.content) == ("length", "one two")
 
 
 async def test_a_json_schema_is_answered_with_what_it_allows(start: Start, official: Api) -> None:
@@ -147,13 +174,26 @@ async def test_completions_answer_every_prompt_and_echo_on_demand(start: Start, 
     answer = await api.completions.create(model="org/tiny", prompt=["one two", "three"], echo=True, logprobs=1)
     assert [choice.text[:5] for choice in answer.choices] == ["one t", "three"]
     assert answer.usage.completion_tokens == 32  # vLLM's default of 16 each
-    assert len(answer.choices[0].logprobs.tokens) == 16
+    found = answer.choices[0].logprobs
+    assert "".join(found.tokens) == "<s>" + answer.choices[0].text
+    assert len(found.tokens) == 3 + 16
+    assert (found.token_logprobs[0], found.top_logprobs[0]) == (None, None)
     stream = await api.completions.create(
         model="org/tiny", prompt="hello", max_tokens=3, stream=True, stream_options={"include_usage": True}
     )
     chunks = [chunk async for chunk in stream]
     assert [chunk.choices[0].finish_reason for chunk in chunks[:3]] == [None, None, "length"]
     assert chunks[3].usage.completion_tokens == 3
+    only = await api.completions.create(model="org/tiny", prompt="hello", max_tokens=0, echo=True)
+    assert (only.choices[0].text, only.usage.completion_tokens) == ("hello", 1)
+
+
+async def test_offsets_of_streamed_tokens_go_on_where_the_last_event_ended(start: Start, official: Api) -> None:
+    api = official(await start("--decode-ms-per-token", "1"))
+    stream = await api.completions.create(model="org/tiny", prompt="hello", max_tokens=5, logprobs=1, stream=True)
+    found = [chunk.choices[0].logprobs async for chunk in stream]
+    lengths = [len(each.tokens[0]) for each in found]
+    assert [each.text_offset[0] for each in found] == [sum(lengths[:at]) for at in range(5)]
 
 
 async def test_responses_plain_and_streamed_agree(start: Start, official: Api) -> None:
@@ -228,7 +268,7 @@ async def test_served_names_replace_the_model_name(start: Start, official: Api) 
     with pytest.raises(openai.NotFoundError) as error:
         await api.chat.completions.create(model="org/tiny", messages=PROMPT)
     assert error.value.body == {
-        "message": "The model `org/tiny` does not exist.",
+        "message": "The model `org/tiny` does not exist. Valid aliases: a, b.",
         "type": "NotFoundError",
         "param": "model",
         "code": 404,
@@ -242,14 +282,14 @@ async def test_a_forced_text_comes_back_whole(start: Start, official: Api) -> No
     plain = await api.chat.completions.create(model="org/tiny", messages=PROMPT, extra_headers=header)
     assert plain.choices[0].message.content == text
     stream = await api.chat.completions.create(model="org/tiny", messages=PROMPT, extra_headers=header, stream=True)
-    assert "".join([chunk.choices[0].delta.content async for chunk in stream]) == text
+    assert "".join([chunk.choices[0].delta.content or "" async for chunk in stream]) == text
 
 
 async def test_cached_prompt_tokens_are_shown_when_details_are_on(start: Start, official: Api) -> None:
     api = official(await start("--enable-prompt-tokens-details"))
     prompt = [{"role": "user", "content": "word " * 100}]
     seen = [
-        (await api.chat.completions.create(model="org/tiny", messages=prompt)).usage.prompt_tokens_details.cached_tokens
+        (await api.chat.completions.create(model="org/tiny", messages=prompt)).usage.prompt_tokens_details
         for _ in range(2)
     ]
-    assert seen == [0, 96]
+    assert [(details.cached_tokens, details.created_cache_tokens) for details in seen] == [(0, 96), (96, 0)]

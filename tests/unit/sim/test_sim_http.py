@@ -23,11 +23,15 @@ SAMPLE = [
     ),
     (
         '{"id":"ID","object":"chat.completion.chunk","created":0,"model":"org/tiny","choices":[{"index":0,"delta":'
-        '{"content":" two"},"logprobs":null,"finish_reason":"stop","stop_reason":null,"token_ids":null}]}'
+        '{"content":" two"},"logprobs":null,"finish_reason":null,"token_ids":null}]}'
+    ),
+    (
+        '{"id":"ID","object":"chat.completion.chunk","created":0,"model":"org/tiny","choices":[{"index":0,"delta":'
+        '{},"logprobs":null,"finish_reason":"stop","stop_reason":null,"token_ids":null}]}'
     ),
     (
         '{"id":"ID","object":"chat.completion.chunk","created":0,"model":"org/tiny","choices":[],"usage":'
-        '{"prompt_tokens":11,"total_tokens":13,"completion_tokens":2},"system_fingerprint":"vllm-0.32.0-61220b60"}'
+        '{"prompt_tokens":11,"total_tokens":14,"completion_tokens":3},"system_fingerprint":"vllm-0.32.0-61220b60"}'
     ),
     "[DONE]",
 ]
@@ -75,24 +79,30 @@ async def test_without_usage_the_last_content_chunk_carries_the_fingerprint(star
     ("path", "body", "kind", "param", "words"),
     [
         ("/v1/chat/completions", {}, "Bad Request", "body.messages", "Field required"),
-        ("/v1/chat/completions", {"messages": []}, "Bad Request", "messages", "at least one message"),
-        ("/v1/chat/completions", {"messages": 3}, "Bad Request", "body.messages", "valid list"),
-        ("/v1/chat/completions", {"messages": [{"content": "x"}]}, "Bad Request", "body.messages.0.role", "required"),
+        ("/v1/chat/completions", {"messages": []}, "BadRequestError", None, "at least one message"),
+        ("/v1/chat/completions", {"messages": 3}, "BadRequestError", None, "not iterable"),
+        (
+            "/v1/chat/completions",
+            {"messages": [{"content": "x"}]},
+            "Bad Request",
+            "body.messages.0.ChatCompletionDeveloperMessageParam.role",
+            "required",
+        ),
         ("/v1/chat/completions", {"max_tokens": 0}, "BadRequestError", "max_tokens", "must be at least 1, got 0"),
         ("/v1/chat/completions", {"max_tokens": "many"}, "Bad Request", "body.max_tokens", "valid integer"),
         ("/v1/chat/completions", {"temperature": -1}, "BadRequestError", "temperature", "non-negative"),
         ("/v1/chat/completions", {"top_p": 2}, "BadRequestError", "top_p", "(0, 1]"),
         ("/v1/chat/completions", {"n": 0}, "BadRequestError", None, "at least 1"),
-        ("/v1/chat/completions", {"top_logprobs": 2}, "Bad Request", "top_logprobs", "logprobs"),
+        ("/v1/chat/completions", {"top_logprobs": 2}, "BadRequestError", "top_logprobs", "logprobs"),
         ("/v1/completions", {"prompt": "x", "logprobs": 21}, "BadRequestError", "logprobs", "max allowed: 20"),
         (
             "/v1/chat/completions",
             {"stream_options": {"include_usage": True}},
-            "Bad Request",
+            "BadRequestError",
             "stream_options",
             "stream",
         ),
-        ("/v1/chat/completions", {"tool_choice": "required"}, "Bad Request", "tool_choice", "`tools` must be set"),
+        ("/v1/chat/completions", {"tool_choice": "required"}, "BadRequestError", "tool_choice", "`tools` must be set"),
         ("/v1/chat/completions", {"max_tokens": 64}, "BadRequestError", "max_tokens", "cannot be greater than"),
         (
             "/v1/chat/completions",
@@ -103,7 +113,9 @@ async def test_without_usage_the_last_content_chunk_carries_the_fingerprint(star
         ),
         ("/v1/chat/completions", {"temperature": 0, "n": 2}, "BadRequestError", None, "greedy sampling"),
         ("/v1/chat/completions", {"temperature": 3}, "BadRequestError", "temperature", "in [0, 2]"),
-        ("/v1/completions", {"prompt": ""}, "Bad Request", "prompt", "must be provided"),
+        ("/v1/completions", {"prompt": ""}, "BadRequestError", "prompt", "must be provided"),
+        ("/v1/completions", {"prompt": ["x", 1]}, "Bad Request", "body.prompt.0", "valid integer"),
+        ("/v1/completions", {"prompt": [-1]}, "Bad Request", "body.prompt.0", "greater than or equal to 0"),
         ("/v1/responses", {}, "Bad Request", "body.input", "Field required"),
     ],
 )
@@ -155,6 +167,11 @@ async def test_unknown_routes_and_methods_answer_as_fastapi_does(start: Start, c
     raw.send("/v1/models", {})
     assert (await raw.answer())[::2] == (404, b'{"detail":"Not Found"}')
     assert (await raw.answer())[::2] == (405, b'{"detail":"Method Not Allowed"}')
+    raw.send("/v1/models", method="HEAD")
+    assert (await raw.head())[0] == 405  # and no body: the next answer begins at once
+    raw.send("/v1/models/", method="GET")
+    status, headers, _ = await raw.answer()
+    assert (status, headers["location"]) == (307, "http://sim/v1/models")
 
 
 async def test_pipelined_requests_are_answered_in_order(start: Start, connect: Connect) -> None:

@@ -26,6 +26,14 @@ REAL = {
     "vllm:prompt_tokens_cached": ("counter", {"engine", "model_name"}),
     "vllm:prompt_tokens_cached_by_source": ("counter", {"engine", "model_name", "source"}),
     "vllm:request_success": ("counter", {"engine", "model_name", "finished_reason"}),
+    "vllm:engine_sleep_state": ("gauge", {"engine", "model_name", "sleep_state"}),
+    "vllm:estimated_flops_per_gpu": ("counter", {"engine", "model_name"}),
+    "vllm:estimated_read_bytes_per_gpu": ("counter", {"engine", "model_name"}),
+    "vllm:estimated_write_bytes_per_gpu": ("counter", {"engine", "model_name"}),
+    "vllm:external_prefix_cache_hits": ("counter", {"engine", "model_name"}),
+    "vllm:external_prefix_cache_queries": ("counter", {"engine", "model_name"}),
+    "vllm:mm_cache_hits": ("counter", {"engine", "model_name"}),
+    "vllm:mm_cache_queries": ("counter", {"engine", "model_name"}),
     "http_requests": ("counter", {"handler", "method", "status"}),
 } | {
     f"vllm:{name}": ("histogram", {"engine", "model_name"})

@@ -40,7 +40,8 @@ def test_pieces_are_the_tokens_inside_a_json_string() -> None:
 def test_a_quoted_text_is_cut_at_the_limit() -> None:
     assert text.quoted("one two three", 2).text == "one two"
     assert text.quoted("one two three", 2).finish_reason == "length"
-    assert text.quoted("one two three", 3).finish_reason == "stop"
+    assert text.quoted("one two three", 3).finish_reason == "length"
+    assert text.quoted("one two three", 4).finish_reason == "stop"
 
 
 def test_the_earliest_stop_string_wins_and_cuts_inside_a_token() -> None:
