@@ -182,6 +182,37 @@ def test_the_split_by_arm_is_shown(visit: Open) -> None:
     assert int(row["Since start"]) >= 2
 
 
+def test_a_canary_is_shown_with_its_share(visit: Open) -> None:
+    """The local stack has one arm: the answer of the API is given a second one on its way."""
+    page = visit()
+
+    def split(route: Any) -> None:
+        live = route.fetch().json()
+        (stable,) = [arm for arm in live["arms"] if arm["model"] == "mistral"]
+        live["arms"] = [{**stable, "arm": "canary", "share": 0.1}, {**stable, "share": 0.9}]
+        route.fulfill(json=live)
+
+    page.route("**/api/live?*", split)
+    page.wait_for_selector('#arms tr[data-key="mistral canary"]')
+    assert cells(page, "arms", "mistral canary")["Share"].replace("\u202f", " ") == "10 %"
+    bars = page.locator("#arms .full").evaluate_all("bars => bars.map(b => b.style.width)")
+    assert bars == ["10%", "90%"]
+
+
+def test_the_plots_end_with_the_figures_above_them(visit: Open, observed: Platform) -> None:
+    page = visit()
+    with Caller(observed) as caller:
+        caller.chat(model="mistral", stream=True, max_tokens=30)
+        caller.settled(1)
+    card = page.locator(".card", has_text="Tokens").first
+    eventually(lambda: not card.locator(".value").inner_text().startswith("0/s"))
+    page.get_by_role("button", name="Pause").click()
+    card.locator(".plot").focus()
+    page.keyboard.press("End")
+    read = dict(re.findall(r"(read|written) \(\w+\) (\S+/s)", card.locator(".reading").inner_text()))
+    assert card.locator(".figure").inner_text().split() == [read["written"], "written;", read["read"], "read"]
+
+
 def test_budgets_limits_and_refusals_are_shown(visit: Open, observed: Platform) -> None:
     with Caller(observed, tenant="thrifty", user="tim") as caller:
         caller.chat(max_tokens=20)
@@ -272,7 +303,20 @@ def test_everything_can_be_reached_and_worked_with_the_keyboard(visit: Open) -> 
     assert counts == sorted(counts, reverse=True)
     page.keyboard.press("Enter")
     assert page.locator("#models th[aria-sort]").get_attribute("aria-sort") == "ascending"
-    assert button.evaluate("e => e === document.activeElement")  # once more a second later: rows are not made anew
+    assert button.evaluate("e => e === document.activeElement")
+
+
+def test_rows_stay_the_same_elements_while_their_figures_change(visit: Open, observed: Platform) -> None:
+    """What a reader has selected or a screen reader stands on does not go away each second."""
+    page = visit()
+    row = page.locator('#models tr[data-key="codellama"]')
+    row.evaluate("e => { e.marked = true }")
+    before = row.inner_text()
+    with Caller(observed) as caller:
+        caller.chat(model="codellama", max_tokens=1)
+        caller.settled(1)
+    eventually(lambda: row.inner_text() != before)
+    assert row.evaluate("e => e.marked")
 
 
 def test_the_plots_can_be_of_one_model(visit: Open) -> None:

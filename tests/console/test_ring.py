@@ -46,18 +46,16 @@ def test_a_rate_is_by_the_time_that_passed_and_not_by_the_time_that_was_wanted()
 def test_quantiles_ratios_and_money_are_of_the_last_minute() -> None:
     early = {"ttft": {0.1: 0.0, 1.0: 90.0, math.inf: 90.0}}
     late = {"ttft": {0.1: 10.0, 1.0: 100.0, math.inf: 100.0}}
-    ring = filled(
-        sample(0),
-        sample(10, 90, hit=50, miss=50, cost_micros=1_000_000, buckets=early),
-        *(sample(t, 90, hit=50, miss=50, cost_micros=1_000_000, buckets=early) for t in range(15, 70, 5)),
-        sample(70, 100, failed=10, hit=60, miss=50, cost_micros=2_000_000, buckets=late),
-    )
+    before = {"requests": 90, "hit": 50, "miss": 50, "cost_micros": 1_000_000, "buckets": early}
+    after = {"requests": 100, "failed": 10, "hit": 60, "miss": 50, "cost_micros": 2_000_000, "buckets": late}
+    ring = filled(sample(0), *(sample(t, **(before if t < 30 else after)) for t in range(10, 71, 5)))
     now = ring.total()
     assert now.ttft_streams == 10
     assert now.ttft_p95_seconds == pytest.approx(0.095)
     assert now.hit_ratio == 1
     assert now.failed_ratio == 0.5
     assert now.usd_per_hour == 60
+    assert now.requests_per_second == 0
 
 
 def test_points_are_five_seconds_apart_however_often_samples_come() -> None:
