@@ -72,9 +72,6 @@ def script(process: Process) -> str:
         f"mount --rbind /sys {root}/sys",
         f"rm -rf {root}/var/run; ln -s ../run {root}/var/run",  # an absolute link would lead out of here
     ]
-    for tree in _trees():
-        lines += [f"mkdir -p {root}{tree}", f"mount --rbind {tree} {root}{tree}"]
-        lines += [f"chmod a+rx {root}{parent}" for parent in tree.parents if str(parent) != "/"]
     for target, source in process.image.files.items():
         lines += [
             f"mkdir -p {root}{Path(target).parent}",
@@ -88,6 +85,10 @@ def script(process: Process) -> str:
         lines += [make, f"mount --bind {mount.source} {root}{mount.path}"]
         if mount.read_only:
             lines.append(f"mount -o remount,bind,ro {root}{mount.path}")
+    # After the volumes: this repository may lie below one of them, such as /tmp.
+    for tree in _trees():
+        lines += [f"mkdir -p {root}{tree}", f"mount --rbind {tree} {root}{tree}"]
+        lines += [f"chmod a+rx {root}{parent}" for parent in tree.parents if str(parent) != "/"]
     if process.read_only:
         kept = {mount.path for mount in process.mounts}
         lines += [f"mount -o remount,bind,ro {root}{path}" for path in ("/run", _TMP, "") if path not in kept]
