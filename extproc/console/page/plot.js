@@ -7,6 +7,7 @@ import { clock, minute } from "./format.js";
 const HEIGHT = 150;
 const MARGIN = { top: 10, right: 8, bottom: 20, left: 8 };
 const SHORTEST_MS = 120_000; // of the time axis: a platform that has just started fills it soon
+const STEPS_MS = [30_000, 60_000, 120_000, 300_000]; // between two times that are named
 const GAP_MS = 20_000; // without a point: the line ends and begins again
 
 export class Plot {
@@ -89,7 +90,7 @@ export class Plot {
     const across = (y) => s("line", { x1: MARGIN.left, x2: this.width - MARGIN.right, y1: y, y2: y });
     const horizontal = this.ticks.map((value) => across(this.y(value)));
     const names = this.ticks.slice(1).map((value) => s("text", { x: MARGIN.left, y: this.y(value) + 11 }, this.format(value)));
-    const step = this.last - this.first > 400_000 ? 300_000 : this.last - this.first > 150_000 ? 60_000 : 30_000;
+    const step = STEPS_MS.find((ms) => (this.last - this.first) / ms <= 5) ?? STEPS_MS.at(-1);
     const vertical = [];
     for (let at = Math.ceil(this.first / step) * step; at <= this.last; at += step) {
       const x = this.x(at);
