@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 import aiohttp
 
@@ -20,8 +21,41 @@ _PORTS = 20_000, 32_000
 _POLL_SECONDS = 0.02
 
 
+Report = Callable[[str, float], None]  # what is up, after how many seconds
+
+
 class StackError(LlmMeshError):
     """A part of the local stack does not start; the message says which and where its log is."""
+
+
+class Service:
+    """Parts that start and stop together. With `async with`, what fails while starting is stopped again."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+
+    async def start(self) -> None:
+        raise NotImplementedError
+
+    async def stop(self) -> None:
+        raise NotImplementedError
+
+    async def timed(self, what: str, work: Awaitable[None]) -> None:
+        """Do one part of the start and report it."""
+        began = time.monotonic()
+        await work
+        self._report(what, time.monotonic() - began)
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stop()
 
 
 class Child:
@@ -67,6 +101,11 @@ class Child:
             if time.monotonic() > deadline:
                 raise StackError(f"{self.name} is not ready after {seconds:.0f} s (log: {self.log})")
             await asyncio.sleep(_POLL_SECONDS)
+
+    async def up(self, probe: Callable[[], Awaitable[bool]], seconds: float = 30.0) -> None:
+        """Start and wait until it is ready. Raises StackError."""
+        await self.start()
+        await self.ready(probe, seconds)
 
     def ending(self) -> str:
         """How it ended, for people."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import yaml
@@ -23,11 +23,10 @@ from extproc import config, keys
 from extproc.admission import KeyRecord
 from extproc.errors import StoreUnavailable
 from extproc.local.bootstrap import Site, bootstrap
-from extproc.local.process import Child, StackError, answers, free_port
+from extproc.local.process import Child, Report, Service, StackError, answers, free_port
 from extproc.store import RedisStore
 
 ROOT = Path(__file__).resolve().parents[2]
-Report = Callable[[str, float], None]
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -51,10 +50,31 @@ class Settings(msgspec.Struct, frozen=True):
     admin_token: str = ""  # ditto, for its console; "" = without
 
 
-class Stack:
+class Api(Service):
+    """Where a platform on this machine answers, and its store."""
+
+    http_port: int
+    https_port: int
+    redis_url: str
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}/v1"
+
+    @property
+    def https_url(self) -> str:
+        return f"https://localhost:{self.https_port}/v1"
+
+    async def create_key(self, **fields: Any) -> str:
+        """A key for tests and people; fields as in KeyRecord."""
+        return await create_key(self.redis_url, **fields)
+
+
+class Stack(Api):
     """Start with `async with Stack(settings) as stack:`."""
 
     def __init__(self, settings: Settings, report: Report = lambda _name, _seconds: None) -> None:
+        super().__init__(report)
         self.settings = settings
         self.children: dict[str, Child] = {}
         self.api_key = ""
@@ -68,40 +88,20 @@ class Stack:
         self.catalogue = config.load(settings.config.read_bytes(), str(settings.config))
         self._sockets = Path(tempfile.mkdtemp(prefix="llm-"))  # short: socket paths end at 107 bytes
         self._probes: dict[str, Callable[[], Awaitable[bool]]] = {}
-        self._report = report
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.http_port}/v1"
-
-    @property
-    def https_url(self) -> str:
-        return f"https://localhost:{self.https_port}/v1"
 
     @property
     def admin_url(self) -> str:
         return f"http://127.0.0.1:{self.admin_port}"
 
-    async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:
-            await self.stop()
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
     async def start(self) -> None:
         self.settings.directory.mkdir(parents=True, exist_ok=True)
         self._make_certificate()
         if not self.redis_url:
-            await self._timed("valkey", self._start_valkey)
-        await self._timed("backends", self._start_backends)
-        await self._timed("processor", self._start_processor)
+            await self.timed("valkey", self._start_valkey())
+        await self.timed("backends", self._start_backends())
+        await self.timed("processor", self._start_processor())
         self.api_key = await self.create_key()
-        await self._timed("envoy", self._start_envoy)
+        await self.timed("envoy", self._start_envoy())
 
     async def stop(self) -> None:
         """Envoy first, so that nobody asks the others any more."""
@@ -111,22 +111,11 @@ class Stack:
         await asyncio.gather(*(child.stop() for child in self.children.values()))
         shutil.rmtree(self._sockets, ignore_errors=True)
 
-    async def create_key(self, **fields: Any) -> str:
-        """A key for tests and people; fields as in KeyRecord."""
-        return await create_key(self.redis_url, **fields)
-
     async def restart(self, name: str) -> None:
         """Start a part again that was killed."""
-        child = self.children[name]
-        await child.start()
-        await child.ready(self._probes[name])
+        await self.children[name].up(self._probes[name])
 
     # --- the parts ----------------------------------------------------------------------------------------------------
-
-    async def _timed(self, what: str, start: Callable[[], Awaitable[None]]) -> None:
-        began = time.monotonic()
-        await start()
-        self._report(what, time.monotonic() - began)
 
     def _child(self, name: str, *command: str, probe: Callable[[], Awaitable[bool]], **environment: str) -> Child:
         child = Child(name, command, self.settings.directory / f"{name}.log", environment)

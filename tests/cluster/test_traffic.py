@@ -73,7 +73,7 @@ def test_one_bad_replica_is_hidden_then_ejected_then_let_back(mesh: Mesh, caller
 
 def test_without_istiod_the_traffic_goes_on(mesh: Mesh, caller: Caller) -> None:
     with Traffic(caller, model="mistral") as traffic:
-        mesh.platform.do(mesh.stack.istiod.stop())
+        mesh.platform.do(mesh.stack.stop_istiod())
         traffic.more(100)
         mesh.platform.do(mesh.stack.start_istiod())
         traffic.more(20)

@@ -14,17 +14,16 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 
-from extproc.local.process import Child, StackError, answers, free_port
+from extproc.local.process import Child, Report, Service, StackError, answers, free_port
 from tools.cluster.binaries import beside_python, crd_files, kwok_file, tool
 from tools.cluster.pki import MASTERS, Pki
 
 Json = dict[str, Any]
 Probe = Callable[[], Awaitable[bool]]
-Report = Callable[[str, float], None]  # what is up, after how many seconds
 
 _START_SECONDS = 60.0
 _POLL_SECONDS = 0.1
@@ -38,10 +37,11 @@ class KubectlError(StackError):
     """kubectl says no; the message is what it printed."""
 
 
-class ControlPlane:
+class ControlPlane(Service):
     """Start with `async with ControlPlane(directory) as plane:`; logs, keys and data lie in the directory."""
 
     def __init__(self, directory: Path, report: Report = lambda _name, _seconds: None) -> None:
+        super().__init__(report)
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.directory = directory
         self.server = f"https://127.0.0.1:{free_port()}"
@@ -49,18 +49,6 @@ class ControlPlane:
         self.kubeconfig = self.pki.kubeconfig("admin", self.server, MASTERS)
         self.children: dict[str, Child] = {}
         self._tls = ssl.create_default_context(cafile=str(self.pki.ca_file))
-        self._report = report
-
-    async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:
-            await self.stop()
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
 
     async def start(self) -> None:
         etcd = f"http://127.0.0.1:{free_port()}"
@@ -120,12 +108,9 @@ class ControlPlane:
     # --- the parts ----------------------------------------------------------------------------------------------------
 
     async def _start(self, name: str, probe: Probe, *options: str) -> None:
-        began = time.monotonic()
         child = self.children[name] = Child(name, [str(tool(name)), *options], self.directory / f"{name}.log")
         child.log.unlink(missing_ok=True)
-        await child.start()
-        await child.ready(probe, _START_SECONDS)
-        self._report(name, time.monotonic() - began)
+        await self.timed(name, child.up(probe, _START_SECONDS))
 
     async def _start_etcd(self, url: str) -> None:
         peers = f"http://127.0.0.1:{free_port()}"

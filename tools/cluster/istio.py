@@ -24,6 +24,7 @@ from tools.cluster.pki import MASTERS
 
 Json = dict[str, Any]
 SPACE = "istio-system"
+_START_SECONDS = 60.0
 NAMES = ("istiod.istio-system.svc", "istiod.istio-system.svc.cluster.local")
 _LEFT_OUT = {"Deployment", "HorizontalPodAutoscaler", "PodDisruptionBudget", "CustomResourceDefinition"}
 _WITH_CNI = ("--set", "components.cni.enabled=true", "--set", "values.pilot.cni.enabled=true")
@@ -75,24 +76,28 @@ def _endpoints(host_ip: str) -> Json:
     }
 
 
-def istiod(plane: ControlPlane, host_ip: str, log: Path) -> tuple[Child, Any]:
-    """The process and the probe that says that it is up."""
+async def start(plane: ControlPlane, host_ip: str, log: Path) -> Child:
+    """istiod, up. Raises StackError."""
     http = free_port()
     command = [str(tool("pilot-discovery")), "discovery", "--log_output_level=default:info", "--domain=cluster.local"]
     command += [f"--kubeconfig={plane.pki.kubeconfig('istiod', plane.server, MASTERS)}"]
     command += [f"--grpcAddr={host_ip}:15010", f"--secureGRPCAddr={host_ip}:15012", f"--httpsAddr={host_ip}:15017"]
     command += [f"--httpAddr=127.0.0.1:{http}", f"--monitoringAddr={host_ip}:15014", f"--ctrlz_port={free_port()}"]
-    return Child("istiod", command, log, _ENVIRONMENT), partial(answers, f"http://127.0.0.1:{http}/ready")
+    child = Child("istiod", command, log, _ENVIRONMENT)
+    try:
+        await child.up(partial(answers, f"http://127.0.0.1:{http}/ready"), _START_SECONDS)
+    except BaseException:
+        await child.stop()
+        raise
+    return child
 
 
 @contextlib.asynccontextmanager
 async def running(plane: ControlPlane, host_ip: str, log: Path) -> AsyncIterator[None]:
     """Istio's resources, and istiod for as long as the context lasts."""
     await install(plane, host_ip)
-    child, probe = istiod(plane, host_ip, log)
+    child = await start(plane, host_ip, log)
     try:
-        await child.start()
-        await child.ready(probe, 60)
         yield
     finally:
         await child.stop()

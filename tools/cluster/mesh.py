@@ -5,21 +5,21 @@ injected by istiod, and run by our node agent. What a client, a test or a person
 
 import asyncio
 import base64
+import contextlib
 import shutil
 import tempfile
-import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import msgspec
 import trustme
 import yaml
 
 from extproc import config
-from extproc.local.process import StackError, answers, free_port
-from extproc.local.stack import ROOT, create_key, envoy_program, valkey_program
+from extproc.local.process import Report, StackError, answers, free_port
+from extproc.local.stack import ROOT, Api, envoy_program, valkey_program
 from tools.cluster import istio
 from tools.cluster.agent import Agent
 from tools.cluster.binaries import tool
@@ -47,10 +47,11 @@ class MeshSettings(msgspec.Struct, frozen=True):
     fake_nodes: bool = False  # GPU pools played by KWOK, to try overlays on
 
 
-class MeshStack:
+class MeshStack(Api):
     """Start with `async with MeshStack(settings) as mesh:`."""
 
-    def __init__(self, settings: MeshSettings, report: Callable[[str, float], None] = lambda _n, _s: None) -> None:
+    def __init__(self, settings: MeshSettings, report: Report = lambda _name, _seconds: None) -> None:
+        super().__init__(report)
         self.settings = settings
         settings.directory.mkdir(parents=True, exist_ok=True)
         self.http_port = settings.http_port or free_port()
@@ -64,62 +65,34 @@ class MeshStack:
         self.network = Network(settings.number)
         self.plane = ControlPlane(settings.directory / "control-plane", report)
         self._pods = Path(tempfile.mkdtemp(prefix="llm-mesh-pods-"))  # what they write is theirs, and no log
-        self._doors: list[Door] = []
-        self._report = report
-
-    @property
-    def base_url(self) -> str:
-        return f"http://127.0.0.1:{self.http_port}/v1"
-
-    @property
-    def https_url(self) -> str:
-        return f"https://localhost:{self.https_port}/v1"
+        self.front = Front(Path(envoy_program()), settings.directory, self.http_port, self.https_port)
+        self._started = contextlib.AsyncExitStack()  # what runs, to be stopped the other way round
 
     @property
     def children(self) -> dict[str, Any]:
         """The logs of what runs, by the names that the local stack gives its parts."""
         return {"processor": _Logged(self.pods(_GATEWAY)[0], "processor")}
 
-    async def __aenter__(self) -> Self:
-        try:
-            await self.start()
-        except BaseException:
-            await self.stop()
-            raise
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.stop()
-
     async def start(self) -> None:
-        await self._timed("network", self.network.start())
-        await self.plane.start()
-        await self._timed("istio's resources", self._install())
-        await self._timed("istiod", self.start_istiod())
-        await self._timed("nodes", self._start_agent())
-        await self._timed("overlay", self.apply())
-        await self._timed("pods", self.rolled_out())
-        await self._start_front()
+        self._started.callback(shutil.rmtree, self._pods, ignore_errors=True)
+        self._started.push_async_callback(self.network.clear)
+        await self.timed("network", self.network.start())
+        await self._started.enter_async_context(self.plane)
+        await self.timed("istio's resources", self._install())
+        await self.timed("istiod", self.start_istiod())
+        self._started.push_async_callback(self.stop_istiod)
+        await self.timed("nodes", self._start_agent())
+        await self.timed("overlay", self.apply())
+        await self.timed("pods", self.rolled_out())
+        self._started.push_async_callback(self.front.child.stop)
+        await self.front.child.start()
         await self._open_doors()
-        self.api_key = await create_key(self.redis_url)
+        self.api_key = await self.create_key()
         headers = {"authorization": f"Bearer {self.api_key}"}
-        await self._timed("first answer", self.front.child.ready(partial(answers, f"{self.base_url}/models", headers)))
+        await self.timed("first answer", self.front.child.ready(partial(answers, f"{self.base_url}/models", headers)))
 
     async def stop(self) -> None:
-        if hasattr(self, "front"):
-            await self.front.child.stop()
-        for door in self._doors:
-            door.close()
-        if hasattr(self, "agent"):
-            await self.agent.stop()
-        if hasattr(self, "istiod"):
-            await self.istiod.stop()
-        await self.plane.stop()
-        await self.network.clear()
-        shutil.rmtree(self._pods, ignore_errors=True)
-
-    async def create_key(self, **fields: Any) -> str:
-        return await create_key(self.redis_url, **fields)
+        await self._started.aclose()
 
     # --- what tests do with it ----------------------------------------------------------------------------------------
 
@@ -141,7 +114,7 @@ class MeshStack:
             return found
 
         door = Door(namespace, port)
-        self._doors.append(door)
+        self._started.callback(door.close)
         return f"127.0.0.1:{await door.open()}"
 
     async def rolled_out(self) -> None:
@@ -157,11 +130,6 @@ class MeshStack:
 
     # --- the parts ----------------------------------------------------------------------------------------------------
 
-    async def _timed(self, what: str, work: Awaitable[None]) -> None:
-        began = time.monotonic()
-        await work
-        self._report(what, time.monotonic() - began)
-
     async def _install(self) -> None:
         """Volumes for claims that name no class, and all that an administrator installs before an overlay."""
         await self.plane.create(volumes(("",)))
@@ -169,10 +137,10 @@ class MeshStack:
         await istio.install(self.plane, self.network.host_ip)
 
     async def start_istiod(self) -> None:
-        log = self.settings.directory / "istiod.log"
-        self.istiod, probe = istio.istiod(self.plane, self.network.host_ip, log)
-        await self.istiod.start()
-        await self.istiod.ready(probe, 60)
+        self.istiod = await istio.start(self.plane, self.network.host_ip, self.settings.directory / "istiod.log")
+
+    async def stop_istiod(self) -> None:
+        await self.istiod.stop()
 
     async def _start_agent(self) -> None:
         self.agent = Agent(
@@ -185,6 +153,7 @@ class MeshStack:
             dict.fromkeys(istio.NAMES, self.network.host_ip),
         )
         self.agent.on_change.append(self._on_change)
+        self._started.push_async_callback(self.agent.stop)
         await self.agent.start()
 
     async def apply(self) -> None:
@@ -195,16 +164,10 @@ class MeshStack:
         await self.plane.kubectl("apply", "--server-side", "-f", "-", input=gateway_secret(self.ca_file))
         await self.plane.kubectl("apply", "--server-side", "-f", "-", input=text)
 
-    async def _start_front(self) -> None:
-        self.front = Front(Path(envoy_program()), self.settings.directory, self.http_port, self.https_port)
-        self._on_change()
-        await self.front.child.start()
-
     def _on_change(self) -> None:
         """New connections go to the gateway's ready pods."""
         ready = self.agent.ready(_GATEWAY)
-        if hasattr(self, "front"):
-            self.front.send_to([pod.ip for pod in ready])
+        self.front.send_to([pod.ip for pod in ready])
         if ready:
             self.admin_url = f"http://{ready[0].ip}:9001"
 

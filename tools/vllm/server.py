@@ -42,8 +42,7 @@ async def running(directory: Path, names: tuple[str, ...], *more: str, port: int
     child.log.unlink(missing_ok=True)
     url = f"http://127.0.0.1:{port}"
     try:
-        await child.start()
-        await child.ready(partial(answers, f"{url}/health"), _START_SECONDS)
+        await child.up(partial(answers, f"{url}/health"), _START_SECONDS)
         yield url
     finally:
         await asyncio.shield(child.stop())
