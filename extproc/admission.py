@@ -40,6 +40,7 @@ class Claim(msgspec.Struct, frozen=True):
     cost_micros: int  # the same in money
     limits: Limits
     fingerprint: str = ""  # hex; "" = do not look into the cache
+    cached_only: bool = False  # the model is full: only a stored answer will do
 
 
 class Outcome(enum.IntEnum):
@@ -51,6 +52,7 @@ class Outcome(enum.IntEnum):
     TOKENS = 3  # tokens per minute are used up
     BUDGET = 4  # the tenant's money for this month is used up
     IN_FLIGHT = 5  # too many of this key's and user's requests are under way
+    FULL = 6  # the model is full
 
 
 class Level(msgspec.Struct, frozen=True):
@@ -71,6 +73,11 @@ class Admission(msgspec.Struct, frozen=True):
     entry: bytes = b""  # for HIT: what a settlement stored
     age_ms: int = 0  # for HIT: since it was stored
     local: bool = False  # the store was away: nothing is reserved there, and nothing can be cached
+
+
+_NO_LEVEL = Level(limit=0, remaining=0, reset_ms=0)
+FULL_RETRY_MS = 2000  # as in admit.lua; callers come back as spread out as they came
+TURNED_AWAY = Admission(Outcome.FULL, _NO_LEVEL, _NO_LEVEL, FULL_RETRY_MS)  # needs no store: nothing could be cached
 
 
 class Fill(msgspec.Struct, frozen=True):
@@ -116,6 +123,7 @@ class KeyRecord(msgspec.Struct, frozen=True):
     expires_ms: int = 0  # 0 = never
     revoked_ms: int = 0  # 0 = valid
     name: str = ""  # a person's note
+    priority: str = ""  # low, normal, high; "" = the tenant's
 
 
 class Shared(msgspec.Struct, frozen=True):
@@ -169,6 +177,9 @@ class Store(Protocol):
         """Pass the model over on every worker; until_ms = 0 takes the mark off."""
 
     async def share_ratio(self, model: str, tokens_per_byte: float) -> None: ...
+
+    async def share_load(self, gateway: str, in_flight: dict[str, int]) -> dict[str, int]:
+        """Tell the requests under way by model in one gateway; return the sums of all others of the last seconds."""
 
     async def sweep(self, age_ms: int) -> int:
         """Close reservations older than age_ms: they stay charged as reserved, marked estimated, in ledger and

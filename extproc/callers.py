@@ -36,7 +36,8 @@ class Callers:
         known = self._of_keys.items.get(digest)
         if known is not None and known[0] is record and known[1] is catalogue:
             return known[2]
-        caller = decision.Caller(record, catalogue.limits_of(record.tenant, record.limits))
+        limits = catalogue.limits_of(record.tenant, record.limits)
+        caller = decision.Caller(record, limits, catalogue.priority_of(record.tenant, record.priority))
         self._of_keys.put(digest, (record, catalogue, caller))
         return caller
 
@@ -59,7 +60,7 @@ def _token_caller(tenant: str, user: str, catalogue: Catalogue) -> decision.Call
             raise _nameless(what, name)
     overrides = {} if jwt.max_in_flight is None else {"max_in_flight": jwt.max_in_flight}
     record = KeyRecord(KEY_ID, tenant, user, list(jwt.models), created_ms=0, limits=overrides)
-    return decision.Caller(record, catalogue.limits_of(tenant, overrides))
+    return decision.Caller(record, catalogue.limits_of(tenant, overrides), catalogue.priority_of(tenant, ""))
 
 
 def _nameless(what: str, name: str) -> ApiError:

@@ -21,7 +21,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except StoreUnavailable as error:
-        print(f"llm-mesh: no Redis at {arguments.redis}: {error}. Name it with --redis or REDIS_URL.", file=sys.stderr)
+        from extproc.store.address import without_credentials
+
+        where = without_credentials(arguments.redis)
+        print(f"llm-mesh: no Redis at {where}: {error}. Name it with --redis or REDIS_URL.", file=sys.stderr)
         return 1
     except (LlmMeshError, OSError) as error:
         print(f"llm-mesh: {error}", file=sys.stderr)
@@ -56,6 +59,9 @@ def _add_serve(p: argparse.ArgumentParser) -> None:
     p.add_argument("--drain-seconds", type=float, default=2.0, help="serve on for so long after SIGTERM")
     p.add_argument("--redis-timeout-ms", type=int, default=100)
     p.add_argument("--request-log", action="store_true", help="one JSON line a request on standard output")
+    p.add_argument(
+        "--envoy-admin", default="", metavar="HOST:PORT", help="Envoy's, to notice full models; default: they are not"
+    )
     p.set_defaults(run=_serve)
 
 
@@ -77,6 +83,7 @@ def _serve(a: argparse.Namespace) -> int:
         request_log=a.request_log,
         admin_token=os.environ.pop("LLM_MESH_ADMIN_TOKEN", ""),  # the workers have no use for it
         admin_token_file=a.admin_token_file,
+        envoy_admin=a.envoy_admin,
     )
     asyncio.run(supervise(options))
     return 0
@@ -92,6 +99,9 @@ def _add_worker(p: argparse.ArgumentParser) -> None:
     p.add_argument("--drain-seconds", type=float, required=True)
     p.add_argument("--redis-timeout-ms", type=int, required=True)
     p.add_argument("--request-log", action="store_true")
+    p.add_argument("--gateway", default="")
+    p.add_argument("--load-file", default="")
+    p.add_argument("--workers", type=int, default=1)
     p.set_defaults(run=_worker)
 
 
@@ -112,6 +122,9 @@ def _worker(a: argparse.Namespace) -> int:
         drain_seconds=a.drain_seconds,
         redis_timeout_seconds=a.redis_timeout_ms / 1000,
         request_log=a.request_log,
+        gateway=a.gateway,
+        load_file=a.load_file,
+        workers=a.workers,
     )
     die_with_parent()  # a worker that is left over would take its successor's socket away when it ends
     uvloop.run(server.serve(options))

@@ -19,6 +19,8 @@ from extproc.errors import ConfigError
 Endpoint = Literal["chat", "completions", "responses", "embeddings"]
 ENDPOINTS: tuple[Endpoint, ...] = get_args(Endpoint)
 CachePolicy = Literal["deterministic", "always", "off"]
+Priority = Literal["low", "normal", "high"]
+PRIORITIES: tuple[Priority, ...] = get_args(Priority)
 
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[int, msgspec.Meta(ge=1)]
@@ -51,6 +53,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tokens_per_byte: Annotated[float, msgspec.Meta(gt=0, le=2)] = 0.3  # first guess; receipts refine it
     cache: ModelCacheConfig = ModelCacheConfig()
     fallbacks: tuple[str, ...] = ()  # tried in order when this one is down or the prompt is too long
+    max_in_flight_per_replica: Count = 0  # beyond it 503, for callers of low priority first (pressure.py); 0 = no limit
 
 
 class AliasConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -73,7 +76,8 @@ class LimitsConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class TenantConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
-    limits: LimitsConfig
+    limits: LimitsConfig | None = None  # instead of those of all
+    priority: Priority = "normal"  # who is turned away first when a model is full
 
 
 class JwtConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,6 +123,7 @@ class Model(msgspec.Struct, frozen=True):
     cached_input_price: int
     cache_policy: CachePolicy
     cache_ttl_ms: int
+    max_in_flight_per_replica: int = 0
 
 
 class Catalogue(msgspec.Struct, frozen=True):
@@ -133,10 +138,18 @@ class Catalogue(msgspec.Struct, frozen=True):
     default: Model
     limits: Limits
     tenant_limits: dict[str, Limits]
+    priorities: dict[str, Priority]  # of tenants
 
     def limits_of(self, tenant: str, overrides: dict[str, int]) -> Limits:
         limits = self.tenant_limits.get(tenant, self.limits)
         return override(limits, overrides) if overrides else limits
+
+    def priority_of(self, tenant: str, own: str) -> Priority:
+        """A key's own, else its tenant's. One that this version does not know counts as none."""
+        for known in PRIORITIES:
+            if own == known:
+                return known
+        return self.priorities.get(tenant, "normal")
 
 
 def override(limits: Limits, overrides: dict[str, int]) -> Limits:
@@ -184,7 +197,8 @@ def _compile(config: Config, revision: str) -> Catalogue:
         tasks={task: models[name] for task, name in config.tasks.items()},
         default=models[config.default_model],
         limits=_limits(config.limits),
-        tenant_limits={t.name: _limits(t.limits) for t in config.tenants},
+        tenant_limits={t.name: _limits(t.limits) for t in config.tenants if t.limits is not None},
+        priorities={t.name: t.priority for t in config.tenants},
     )
 
 
@@ -203,6 +217,7 @@ def _model(m: ModelConfig) -> Model:
         cached_input_price=_micros(cached),
         cache_policy=m.cache.policy,
         cache_ttl_ms=m.cache.ttl_seconds * 1000,
+        max_in_flight_per_replica=m.max_in_flight_per_replica,
     )
 
 

@@ -12,7 +12,7 @@ import msgspec
 
 from extproc import caching, chat, pricing, routing
 from extproc.admission import Admission, Claim, KeyRecord, Level, Limits, Outcome
-from extproc.config import Catalogue, Model
+from extproc.config import Catalogue, Model, Priority
 from extproc.errors import ApiError
 
 CacheStatus = Literal["hit", "miss", "bypass"]
@@ -24,6 +24,7 @@ class Caller(msgspec.Struct, frozen=True):
 
     key: KeyRecord
     limits: Limits
+    priority: Priority = "normal"
 
 
 class Ticket(msgspec.Struct, frozen=True, array_like=True):
@@ -106,6 +107,7 @@ def plan(
     cache_control: str,
     tokens_per_byte: Callable[[Model], float],
     is_up: Callable[[Model], bool],
+    is_full: Callable[[Model, Priority], bool],
 ) -> Plan:
     """Raises ApiError where no model can be chosen."""
     key = caller.key
@@ -124,6 +126,7 @@ def plan(
         cost_micros=pricing.cost_micros(worst, model),
         limits=caller.limits,
         fingerprint=fingerprint if lookup else "",
+        cached_only=is_full(model, caller.priority),
     )
     ticket = Ticket(
         request_id=request_id,
@@ -192,6 +195,9 @@ def refusal(admission: Admission, plan: Plan) -> ApiError:
         return ApiError(
             429, "insufficient_quota", text, kind="insufficient_quota", retry_after_ms=admission.retry_after_ms
         )
+    if admission.outcome is Outcome.FULL:
+        text = f"The model `{plan.model.name}` has as many requests as it can take. Please try again in {wait}."
+        return ApiError(503, "model_overloaded", text, kind="server_error", retry_after_ms=admission.retry_after_ms)
     if admission.outcome is Outcome.REQUESTS:
         kind, text = "requests", f"{limits.requests_per_minute} requests per minute"
     elif admission.outcome is Outcome.TOKENS:

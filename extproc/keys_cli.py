@@ -13,6 +13,7 @@ from rich.table import Table
 
 from extproc import keys
 from extproc.admission import KeyRecord
+from extproc.config import PRIORITIES
 from extproc.errors import LlmMeshError
 from extproc.store import RedisStore
 
@@ -36,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser, redis_url: str) -> None:
     create.add_argument("--models", default="*", help="public names, comma-separated; * = all (default)")
     create.add_argument("--expires", default="", metavar="30d", help="after so many m, h or d; default never")
     create.add_argument("--name", default="", help="a note for people")
+    create.add_argument(
+        "--priority", choices=PRIORITIES, default="", help="when a model is full; default: the tenant's"
+    )
     for limit, words in _LIMITS.items():
         create.add_argument("--" + limit.replace("_", "-"), type=_count, help=words + "; default: the configuration's")
     create.add_argument("--redis", default=redis_url, metavar="URL", help="(or REDIS_URL)")
@@ -92,6 +96,7 @@ async def _create(store: RedisStore, a: argparse.Namespace) -> int:
         limits={limit: getattr(a, limit) for limit in _LIMITS if getattr(a, limit) is not None},
         expires_ms=now_ms + _milliseconds(a.expires) if a.expires else 0,
         name=a.name,
+        priority=a.priority,
     )
     await store.put_key(digest, record)
     print(key)
@@ -108,7 +113,7 @@ def _milliseconds(text: str) -> int:
 
 async def _list(store: RedisStore, a: argparse.Namespace) -> int:
     records = sorted(await store.list_keys(), key=lambda r: r.created_ms)
-    heads = ["key", "tenant", "user", "models", "limits", "created", "expires", "state", "name"]
+    heads = ["key", "tenant", "user", "models", "limits", "priority", "created", "expires", "state", "name"]
     rows = [_row(r, int(time.time() * 1000)) for r in records]
     if a.csv:
         csv.writer(sys.stdout).writerows([heads, *rows])
@@ -124,7 +129,8 @@ def _row(r: KeyRecord, now_ms: int) -> list[str]:
     state = "revoked" if r.revoked_ms else "expired" if 0 < r.expires_ms <= now_ms else "valid"
     limits = " ".join(f"{name}={value}" for name, value in r.limits.items())
     expires = _date(r.expires_ms) if r.expires_ms else ""
-    return [r.key_id, r.tenant, r.user, ",".join(r.models), limits, _date(r.created_ms), expires, state, r.name]
+    models = ",".join(r.models)
+    return [r.key_id, r.tenant, r.user, models, limits, r.priority, _date(r.created_ms), expires, state, r.name]
 
 
 def _date(ms: int) -> str:

@@ -90,6 +90,15 @@ STORE_UP = Gauge("llm_store_up", "1 if every worker reaches the store", multipro
 STORE_ERRORS = Counter("llm_store_errors_total", "Store operations that failed", ["operation"])
 LOCAL_ADMISSIONS = Counter("llm_local_admissions_total", "Requests admitted by local limits while the store was away")
 MODEL_UP = Gauge("llm_model_up", "0 while a model has no healthy upstream", ["model"], multiprocess_mode="livemin")
+IN_FLIGHT = Gauge(
+    "llm_model_in_flight", "Requests under way at a model, of all gateways", ["model"], multiprocess_mode="livemax"
+)
+ROOM = Gauge(
+    "llm_model_room",
+    "Requests that a model takes at once; 0 = no limit",
+    ["model"],
+    multiprocess_mode="livemax",
+)
 CONFIG_RELOADS = Counter("llm_config_reloads_total", "Configuration reloads by result", ["result"])
 CONFIG_REFUSED = Gauge(
     "llm_config_refused", "1 while the configuration file can not be used", multiprocess_mode="livemax"

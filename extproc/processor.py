@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from extproc import chat, config, decision, metrics, models_api, tracing, wire
-from extproc.admission import Admission, Claim, Limits
+from extproc.admission import TURNED_AWAY, Admission, Claim, Limits
 from extproc.callers import Callers
 from extproc.errors import ApiError, StoreUnavailable, invalid, too_large, unsupported_media
 from extproc.worker import Worker
@@ -76,6 +76,7 @@ class Processor:
             head.get("cache-control").lower(),
             self._worker.tokens_per_byte,
             self._worker.is_up,
+            self._worker.is_full,
         )
         asked = time.perf_counter()
         admission = await self._admit(plan.claim)
@@ -89,7 +90,7 @@ class Processor:
         )
         verdict = decision.decide(plan, admission, timing)
         if isinstance(verdict, decision.Forward):
-            self._worker.begin_trial(verdict.model)
+            self._worker.sent(verdict.model)
             return wire.forward(verdict)
         if isinstance(verdict, decision.Replay):
             return wire.replay(verdict)
@@ -97,6 +98,8 @@ class Processor:
 
     async def _admit(self, claim: Claim) -> Admission:
         """The store's answer, or while it is away that of our share of the limits, kept in this process."""
+        if claim.cached_only and not claim.fingerprint:
+            return TURNED_AWAY
         try:
             return await self._worker.store.admit(claim)
         except StoreUnavailable:

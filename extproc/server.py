@@ -31,6 +31,7 @@ log = logging.getLogger("llm-mesh")
 _POLL_SECONDS = 1.0
 _FIRST_SECONDS = 0.2  # between two looks for a store that was never reached
 _SWEEP_SECONDS = 30.0
+_LOAD_SECONDS = 0.05
 _SOCKET_MODE = 0o660  # Envoy may run as another user of the group that owns the sockets' directory
 _LAST_SETTLE_SECONDS = 5.0  # for what the store did not take before the end
 _READY = "llm_mesh"  # the health service's name, as in mesh/envoyfilter/cluster-ext-proc.yaml
@@ -52,6 +53,7 @@ def _server_options(max_body_bytes: int) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", room),
         ("grpc.http2.lookahead_bytes", 4 << 20),  # a large prompt without waiting for window updates
         ("grpc.http2.bdp_probe", 0),
+        ("grpc.http2.max_ping_strikes", 0),  # Envoy pings every second: taken for abuse, receipts under way were lost
         ("grpc.so_reuseport", 1),
     ]
 
@@ -95,6 +97,7 @@ async def serve(options: Options) -> None:
         asyncio.create_task(_every_second(worker, settler, parent, stopping)),
         asyncio.create_task(_announce(worker, health, stopping)),
         asyncio.create_task(_every_half_minute(worker)),
+        *([asyncio.create_task(_watch_load(worker))] if options.load_file else []),
     ]
     await stopping.wait()
     await _tell(health, serving=False)
@@ -154,6 +157,12 @@ async def _every_second(worker: Worker, settler: Settler, parent: int, stopping:
             metrics.BACKLOG.set(worker.backlog)
         except Exception:
             log.exception("housekeeping failed")
+
+
+async def _watch_load(worker: Worker) -> None:
+    while True:
+        await asyncio.sleep(_LOAD_SECONDS)
+        worker.read_load()
 
 
 async def _every_half_minute(worker: Worker) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -17,7 +18,7 @@ from pathlib import Path
 
 import msgspec
 
-from extproc import config, console, metrics
+from extproc import config, console, envoy_clusters, metrics
 from extproc.admin import Admin
 
 log = logging.getLogger("llm-mesh")
@@ -45,6 +46,7 @@ class ServeOptions(msgspec.Struct, frozen=True):
     request_log: bool = False
     admin_token: str = ""  # for the console; "" = none
     admin_token_file: str = ""  # ditto, read again when it changes
+    envoy_admin: str = ""  # host:port of the Envoy beside; "" = full models are not noticed
 
 
 async def supervise(options: ServeOptions) -> None:
@@ -61,13 +63,20 @@ async def supervise(options: ServeOptions) -> None:
     page = console.Options(options.redis_url, options.config, options.admin_token, options.admin_token_file)
     admin = Admin(runtime, metrics_dir, options.workers, page)
     await admin.start(options.admin_host, options.admin_port)
+    load = envoy_clusters.watch(options.envoy_admin, _load_file(runtime)) if options.envoy_admin else asyncio.sleep(0)
+    watching = asyncio.create_task(load)
     try:
         await asyncio.gather(
             *(_keep(i, options, runtime, metrics_dir, stopping, admin) for i in range(options.workers))
         )
     finally:
+        watching.cancel()
         await admin.stop()
         shutil.rmtree(runtime, ignore_errors=True)
+
+
+def _load_file(runtime: Path) -> Path:
+    return runtime / "load.json"
 
 
 async def _keep(
@@ -115,6 +124,9 @@ async def _start(index: int, options: ServeOptions, runtime: Path, metrics_dir: 
         "status-file": _status_file(runtime, index),
         "drain-seconds": options.drain_seconds,
         "redis-timeout-ms": options.redis_timeout_ms,
+        "workers": options.workers,
+        "gateway": f"{socket.gethostname()}/{runtime.name}",
+        "load-file": _load_file(runtime) if options.envoy_admin else "",
     }
     return await asyncio.create_subprocess_exec(
         sys.executable,

@@ -6,6 +6,7 @@ settlements that wait for the store.
 """
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import os
@@ -16,9 +17,11 @@ import msgspec
 
 from extproc import config, keys, metrics, tracing
 from extproc.admission import Store
+from extproc.envoy_clusters import Reader
 from extproc.errors import ConfigError, StoreUnavailable
 from extproc.exemplars import Exemplars
 from extproc.health import Health
+from extproc.pressure import Pressure
 from extproc.status import Status
 from extproc.store import MemoryStore
 
@@ -40,6 +43,9 @@ class Options(msgspec.Struct, frozen=True):
     drain_seconds: float = 2.0  # serving on while Envoy's health check notices
     redis_timeout_seconds: float = 0.1
     request_log: bool = False  # a JSON line a request on standard output
+    gateway: str = ""  # this pod's name among the gateways
+    load_file: str = ""  # where the supervisor leaves what Envoy says of the replicas; "" = nowhere
+    workers: int = 1  # in this pod
 
 
 class Worker:
@@ -50,6 +56,8 @@ class Worker:
         self.local = MemoryStore(now_ms)  # decides while the store is away
         self.keys = keys.KeyRing(store, catalogue.config.key_grace_seconds)
         self.health = Health(catalogue.config.down_seconds * 1000)
+        self.pressure = Pressure(options.workers)
+        self._load = Reader(Path(options.load_file))
         self.ratios: dict[str, float] = {}
         self.tracer = tracing.Tracer() if tracing.wanted() else None
         self.exemplars = Exemplars()
@@ -72,8 +80,12 @@ class Worker:
     def is_up(self, model: config.Model) -> bool:
         return self.health.is_up(model.name, now_ms())
 
-    def begin_trial(self, name: str) -> None:
+    def is_full(self, model: config.Model, priority: config.Priority) -> bool:
+        return self.pressure.is_full(model, priority, time.monotonic())
+
+    def sent(self, name: str) -> None:
         """A request is on its way to a model: if that one is marked, the others wait for this one's receipt."""
+        self.pressure.sent(name, time.monotonic())
         self.health.begin_trial(name, now_ms())
 
     def learn(self, name: str, ratio: float) -> None:
@@ -123,10 +135,13 @@ class Worker:
             self.health.merge(shared.down_until_ms, now_ms())
             await self._share_ratios(shared.tokens_per_byte)
             metrics.UNSETTLED.set(shared.unsettled)
+            await self._share_load()
         metrics.STORE_UP.set(self.store_up)
         down = self.health.down()
-        for model in self.catalogue.models:
-            metrics.MODEL_UP.labels(model).set(model not in down)
+        for name, model in self.catalogue.models.items():
+            metrics.MODEL_UP.labels(name).set(name not in down)
+            metrics.IN_FLIGHT.labels(name).set(self.pressure.under_way(name, time.monotonic()))
+            metrics.ROOM.labels(name).set(model.max_in_flight_per_replica * self.pressure.replicas(name))
 
     async def _share_ratios(self, shared: dict[str, float]) -> None:
         learned, self._learned = self._learned, set()
@@ -136,6 +151,17 @@ class Worker:
         except StoreUnavailable:
             self._learned |= learned
         self.ratios.update({m: r for m, r in shared.items() if m not in learned | self._learned})
+
+    async def _share_load(self) -> None:
+        if self.options.load_file:
+            with contextlib.suppress(StoreUnavailable):
+                self.pressure.elsewhere(await self.store.share_load(self.options.gateway, self.pressure.in_flight()))
+
+    def read_load(self) -> None:
+        """Several times a second: what Envoy said since."""
+        news = self._load.news()
+        if news is not None:
+            self.pressure.read(news)
 
     async def sweep(self) -> None:
         try:

@@ -187,6 +187,13 @@ MODELS = (
         "{{ $value | humanize }} requests wait at each replica of {{ $labels.model }}, and they do not get fewer.",
     ),
     Alert(
+        "LlmModelFull",
+        "max by (model) (llm_model_in_flight) >= (max by (model) (llm_model_room) > 0)",
+        "2m",
+        "warning",
+        "{{ $labels.model }} has {{ $value | humanize }} requests under way, as many as it takes: others get 503.",
+    ),
+    Alert(
         "LlmKvCacheFull",
         "model:vllm_kv_cache_usage:max > 0.95",
         "10m",

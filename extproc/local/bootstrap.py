@@ -19,9 +19,31 @@ _HCM = _TYPE + "extensions.filters.network.http_connection_manager.v3.HttpConnec
 _ROUTER = "envoy.filters.http.router"
 _GROWTH_BYTES = 65_536  # of a body that the processor changes: the served name, the usage event asked for
 _RETRIES = {  # mesh/virtual-service/llama2.yaml says why these
-    "retry_on": "connect-failure,refused-stream,reset-before-request,retriable-status-codes",
+    "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
     "retriable_status_codes": [503],
     "num_retries": 2,
+    "retry_host_predicate": [  # as Istio's: another replica, if there is one
+        {
+            "name": "envoy.retry_host_predicates.previous_hosts",
+            "typed_config": {
+                "@type": _TYPE + "extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate",
+            },
+        }
+    ],
+    "host_selection_retry_max_attempts": 5,
+}
+_EJECTION = {  # of one of several replicas; mesh/destination-rule/llama2.yaml says why these
+    "split_external_local_origin_errors": True,
+    "consecutive_local_origin_failure": 3,
+    "enforcing_consecutive_local_origin_failure": 100,
+    "consecutive_gateway_failure": 5,
+    "enforcing_consecutive_gateway_failure": 100,
+    "enforcing_consecutive_5xx": 0,
+    "enforcing_success_rate": 0,
+    "enforcing_local_origin_success_rate": 0,
+    "interval": "5s",
+    "base_ejection_time": "15s",
+    "max_ejection_percent": 100,
 }
 _RUNTIME = {"envoy.reloadable_features.http_reject_path_with_fragment": False}  # as Istio's bootstrap: it is cut off
 _MANY = 100_000  # Envoy's default circuit breakers let 1,024 requests through
@@ -38,13 +60,14 @@ class Site(msgspec.Struct, frozen=True):
     sockets: tuple[str, ...]  # of the processor's workers
     models: Mapping[str, str]  # model -> host:port of its backend
     max_body_bytes: int
+    replicas: Mapping[str, tuple[str, ...]] = {}  # model -> those beside it
     upstream_idle_seconds: int = 600
     max_stream_seconds: int = 3500  # less than `reservation_seconds`: a stream is over before it is swept
 
 
 def bootstrap(mesh: Path, site: Site) -> Json:
     patches = [patch for resource in _resources(mesh) for patch in resource["spec"]["configPatches"]]
-    clusters = [_model_cluster(name, address) for name, address in site.models.items()]
+    clusters = [_model_cluster(name, (address, *site.replicas.get(name, ()))) for name, address in site.models.items()]
     for patch in patches:
         if patch["applyTo"] == "CLUSTER":
             clusters.append(_with_sockets(patch["patch"]["value"], site.sockets))
@@ -162,10 +185,10 @@ def _route(model: str, site: Site) -> Json:
     }
 
 
-def _model_cluster(name: str, address: str) -> Json:
-    host, _, port = address.rpartition(":")
+def _model_cluster(name: str, addresses: Sequence[str]) -> Json:
+    hosts = [address.rpartition(":") for address in addresses]
     limits = {"max_connections": _MANY, "max_pending_requests": _MANY, "max_requests": _MANY, "max_retries": _MANY}
-    return {
+    cluster: Json = {
         "name": f"model-{name}",
         "type": "STRICT_DNS",
         "dns_lookup_family": "V4_PREFERRED",
@@ -173,9 +196,16 @@ def _model_cluster(name: str, address: str) -> Json:
         "circuit_breakers": {"thresholds": [limits]},
         "load_assignment": {
             "cluster_name": f"model-{name}",
-            "endpoints": [{"lb_endpoints": [{"endpoint": {"address": _address(host, int(port))}}]}],
+            "endpoints": [
+                {"lb_endpoints": [{"endpoint": {"address": _address(host, int(port))}} for host, _, port in hosts]}
+            ],
         },
     }
+    if len(addresses) > 1:  # the only one is never out: a test's five failures would take it from the next test
+        cluster["lb_policy"] = "LEAST_REQUEST"
+        cluster["outlier_detection"] = _EJECTION
+        cluster["common_lb_config"] = {"healthy_panic_threshold": {"value": 0}}
+    return cluster
 
 
 def _with_sockets(cluster: Json, sockets: Sequence[str]) -> Json:

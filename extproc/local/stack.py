@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from extproc.errors import StoreUnavailable
 from extproc.local.bootstrap import Site, bootstrap
 from extproc.local.process import Child, Report, Service, StackError, answers, free_port
 from extproc.store import RedisStore
+from extproc.store.address import without_credentials
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -42,6 +43,8 @@ class Settings(msgspec.Struct, frozen=True):
     redis_url: str = ""  # "" = start one
     backend: str = ""  # http://host:port of a real server instead of the simulated ones
     simulator: tuple[str, ...] = ()  # more arguments for every simulated backend
+    replicas: Mapping[str, int] = {}  # of a model's simulated backend, where it is not one
+    valkey: tuple[str, ...] = ()  # more arguments for Valkey
     envoy_concurrency: int = 1
     drain_seconds: float = 2.0
     upstream_idle_seconds: int = 600
@@ -85,6 +88,7 @@ class Stack(Api):
         self.envoy_port = free_port()
         self.redis_url = settings.redis_url
         self.models: dict[str, str] = {}
+        self.replicas: dict[str, tuple[str, ...]] = {}  # those beside the first
         self.catalogue = config.load(settings.config.read_bytes(), str(settings.config))
         self._sockets = Path(tempfile.mkdtemp(prefix="llm-"))  # short: socket paths end at 107 bytes
         self._probes: dict[str, Callable[[], Awaitable[bool]]] = {}
@@ -142,8 +146,11 @@ class Stack(Api):
             "",
             "--appendonly",
             "no",
+            *self.settings.valkey,
         )
-        await self._start_all(self._child("valkey", *command, "--dir", str(self._sockets), probe=self._redis_answers))
+        files = self.settings.directory / "valkey"
+        files.mkdir(exist_ok=True)
+        await self._start_all(self._child("valkey", *command, "--dir", str(files), probe=self._redis_answers))
 
     async def _redis_answers(self) -> bool:
         store = RedisStore(self.redis_url)
@@ -162,14 +169,19 @@ class Stack(Api):
             return
         children = []
         for model in self.catalogue.models.values():
-            port = free_port()
-            self.models[model.name] = f"127.0.0.1:{port}"
-            runner = "pooling" if model.endpoints == {"embeddings"} else "generate"
-            command = [sys.executable, "-m", "extproc.sim", "--port", str(port), "--model", model.served_name]
-            command += ["--max-model-len", str(model.context_tokens), "--runner", runner, *self.settings.simulator]
-            probe = partial(answers, f"http://127.0.0.1:{port}/health")
-            children.append(self._child(f"backend-{model.name}", *command, probe=probe))
+            first, *others = (free_port() for _ in range(self.settings.replicas.get(model.name, 1)))
+            self.models[model.name] = f"127.0.0.1:{first}"
+            self.replicas[model.name] = tuple(f"127.0.0.1:{port}" for port in others)
+            children.append(self._backend(f"backend-{model.name}", model, first))
+            for number, port in enumerate(others, 2):
+                children.append(self._backend(f"backend-{model.name}-{number}", model, port))
         await self._start_all(*children)
+
+    def _backend(self, name: str, model: config.Model, port: int) -> Child:
+        runner = "pooling" if model.endpoints == {"embeddings"} else "generate"
+        command = [sys.executable, "-m", "extproc.sim", "--port", str(port), "--model", model.served_name]
+        command += ["--max-model-len", str(model.context_tokens), "--runner", runner, *self.settings.simulator]
+        return self._child(name, *command, probe=partial(answers, f"http://127.0.0.1:{port}/health"))
 
     async def _use_backend(self) -> None:
         """Route every model to one real server: the configuration is cut down to what it serves."""
@@ -197,6 +209,7 @@ class Stack(Api):
         command += ["--sockets", str(self._sockets), "--workers", str(self.settings.workers)]
         command += ["--redis", self.redis_url, "--admin", f"127.0.0.1:{self.admin_port}"]
         command += ["--drain-seconds", str(self.settings.drain_seconds)]
+        command += ["--envoy-admin", f"127.0.0.1:{self.envoy_port}"]
         command += ["--request-log"] if self.settings.request_log else []
         environment = {"LLM_MESH_ADMIN_TOKEN": self.settings.admin_token, **self.settings.environment}
         await self._start_all(self._child("processor", *command, probe=self._workers_alive, **environment))
@@ -223,6 +236,7 @@ class Stack(Api):
             private_key=str(self.settings.directory / "server.key"),
             sockets=tuple(str(self._sockets / f"worker-{i}.sock") for i in range(self.settings.workers)),
             models=self.models,
+            replicas=self.replicas,
             max_body_bytes=self.catalogue.config.max_body_bytes,
             upstream_idle_seconds=self.settings.upstream_idle_seconds,
             max_stream_seconds=max(1, self.catalogue.config.reservation_seconds - 100),
@@ -250,7 +264,7 @@ async def create_key(redis_url: str, **fields: Any) -> str:
         record = KeyRecord(key_id=keys.key_id(digest), created_ms=int(time.time() * 1000), **{**defaults, **fields})
         await store.put_key(digest, record)
     except StoreUnavailable as error:
-        raise StackError(f"Redis at {redis_url} does not answer: {error}") from error
+        raise StackError(f"Redis at {without_credentials(redis_url)} does not answer: {error}") from error
     finally:
         await store.aclose()
     return key

@@ -19,6 +19,12 @@ _TLS = {
 }
 
 
+def without_credentials(url: str) -> str:
+    """To be shown."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{rest.rpartition('@')[2]}"
+
+
 class Address(msgspec.Struct, frozen=True):
     """Where Redis is. `path` for a Unix socket, else host and port."""
 
@@ -41,7 +47,7 @@ class Address(msgspec.Struct, frozen=True):
         try:
             return cls._parse(urllib.parse.urlsplit(url))
         except ValueError as error:
-            raise ConfigError(f"not a Redis URL ({error}): {url.rpartition('@')[2]}") from None
+            raise ConfigError(f"not a Redis URL ({error}): {without_credentials(url)}") from None
 
     @classmethod
     def _parse(cls, parts: urllib.parse.SplitResult) -> "Address":

@@ -23,6 +23,7 @@ is a user's, a key's or a request's own name and may contain anything.
 | llm:{keys}:revision | string | grows with every change of a key | stays |
 | llm:health | hash | model → epoch ms until which it is passed over | stays |
 | llm:ratios | hash | model → prompt tokens per request byte | stays |
+| llm:load | hash | gateway → msgpack [at, {model → requests under way}] | until it is silent for 3 s |
 
 Redis must not evict these (`maxmemory-policy noeviction`, or `volatile-ttl` with room to spare).
 """
@@ -38,6 +39,7 @@ KEYS = b"llm:{keys}"
 KEYS_REVISION = b"llm:{keys}:revision"
 HEALTH = b"llm:health"
 RATIOS = b"llm:ratios"
+LOAD = b"llm:load"
 
 # What one value of a usage hash sums up, in the order of record.lua.
 METRICS = (
@@ -84,3 +86,4 @@ class Scripts:
         self.sweep = script("bucket", "record", "sweep", clock=clock)
         self.unsettled = script("unsettled", clock=clock)
         self.put_key = script("put_key", clock=clock)
+        self.share_load = script("share_load", clock=clock)

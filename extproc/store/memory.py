@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from extproc import limits
-from extproc.admission import Admission, Claim, KeyRecord, Outcome, Settlement, Shared, UsageRow
+from extproc.admission import FULL_RETRY_MS, Admission, Claim, KeyRecord, Outcome, Settlement, Shared, UsageRow
 from extproc.limits import FULL, Bucket
 from extproc.store.bounded import Bounded, Cache, Entry
 
 FLIGHT_MS = 3_600_000
 FLIGHT_RETRY_MS = 1000
+LOAD_MS = 3000
 SETTLED_MS = 600_000
 SWEPT_MS = 86_400_000
 
@@ -54,6 +55,7 @@ class MemoryStore:
         self._keys_revision = 0
         self._down_until_ms: dict[str, int] = {}
         self._ratios: dict[str, float] = {}
+        self._loads: dict[str, tuple[int, dict[str, int]]] = {}
 
     # Admission.
 
@@ -89,7 +91,7 @@ class MemoryStore:
 
     def _other_waits(self, claim: Claim, tokens: Bucket, now: int) -> list[tuple[int, Outcome]]:
         rate = claim.limits
-        waits = []
+        waits = [(FULL_RETRY_MS, Outcome.FULL)] if claim.cached_only else []
         if rate.tokens_per_minute:
             wait = limits.wait_ms(tokens, claim.tokens, rate.tokens_per_minute, rate.burst_tokens)
             waits.append((wait, Outcome.TOKENS))
@@ -255,6 +257,16 @@ class MemoryStore:
 
     async def share_ratio(self, model: str, tokens_per_byte: float) -> None:
         self._ratios[model] = tokens_per_byte
+
+    async def share_load(self, gateway: str, in_flight: dict[str, int]) -> dict[str, int]:
+        now = self._now_ms()
+        self._loads = {name: told for name, told in self._loads.items() if now - told[0] <= LOAD_MS}
+        self._loads[gateway] = (now, in_flight)
+        sums: dict[str, int] = {}
+        for name, (_, counts) in self._loads.items():
+            for model, count in counts.items() if name != gateway else ():
+                sums[model] = sums.get(model, 0) + count
+        return sums
 
     # Housekeeping and reports.
 

@@ -22,6 +22,7 @@ from extproc.store.translate import admission, chunks, encode, key_record, pairs
 
 SETTLE_TIMEOUT_FACTOR = 10  # nobody waits for a settlement, and a batch is larger than a decision
 SWEEP_BATCH = 100
+LOAD_MS = 3000  # a gateway that says nothing for so long has nothing under way
 PIPELINE = 1000  # commands in one write
 KNOWN_TENANTS = 10_000
 
@@ -162,6 +163,14 @@ class RedisStore:
 
     async def share_ratio(self, model: str, tokens_per_byte: float) -> None:
         await self._slow.send(pack((b"HSET", keyspace.RATIOS, model, tokens_per_byte)))
+
+    async def share_load(self, gateway: str, in_flight: dict[str, int]) -> dict[str, int]:
+        rest = (b"1", keyspace.LOAD, gateway, encode(in_flight), LOAD_MS)
+        (flat,) = await self._run_all(self._scripts.share_load, [rest])
+        sums: dict[str, int] = {}
+        for model, count in pairs(flat):
+            sums[model.decode()] = sums.get(model.decode(), 0) + int(count)
+        return sums
 
     # Housekeeping and reports.
 

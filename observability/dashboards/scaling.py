@@ -59,12 +59,21 @@ def _reasons() -> list[Any]:
             "percentunit",
             Query(f"model:gpu_utilisation:avg{_OURS}", "{{model}}"),
             limit=Limit(0.7, "orange"),
+            width=THIRD,
         ),
         plot(
             "Requests waiting at each replica",
             "short",
             Query(f"model:vllm_requests_waiting:avg{_OURS}", "{{model}}"),
             limit=Limit(5, "orange"),
+            width=THIRD,
+        ),
+        plot(
+            "Requests under way, and room for them",
+            "short",
+            Query("max by (model) (llm_model_in_flight)", "{{model}}"),
+            Query("max by (model) (llm_model_room) > 0", "{{model}} room"),
+            width=THIRD,
         ),
     ]
 

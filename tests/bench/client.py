@@ -4,10 +4,7 @@ One asyncio.Protocol a connection and no task a request, so that it takes little
 """
 
 import asyncio
-import ctypes
-import os
 import resource
-import struct
 import sys
 import time
 from array import array
@@ -16,6 +13,7 @@ from typing import Any
 
 import httptools
 import msgspec
+import timer
 import uvloop
 from load import Load, Tally
 
@@ -123,7 +121,8 @@ class Run:
     def lost(self, connection: Connection, exc: Exception | None) -> None:
         if not self.finished.is_set():
             self.outstanding -= connection.busy
-            self.fail(f"connection lost: {exc}")
+            if connection.busy or self.more(_clock()):  # else it has nothing to do any more: servers close what idles
+                self.fail(f"connection lost: {exc}")
             self.end_if_done(_clock())
 
     def fail(self, words: str) -> None:
@@ -165,12 +164,12 @@ class OpenRun(Run):
         self.total = round(self.load.seconds * self.load.rate)
         self.idle = deque(self.connections)
         self.late: deque[float] = deque()
-        self.timer = _timer(self.start, 1 / self.load.rate)
+        self.timer = timer.create()
+        timer.arm(self.timer, self.start, 1 / self.load.rate)
         asyncio.get_running_loop().add_reader(self.timer, self.tick)
 
     def tick(self) -> None:
-        (expired,) = struct.unpack("Q", os.read(self.timer, 8))
-        for _ in range(min(expired, self.total - self.due)):
+        for _ in range(min(timer.expired(self.timer), self.total - self.due)):
             self.late.append(self.start + self.due / self.load.rate)
             self.due += 1
         if self.due == self.total:
@@ -187,16 +186,6 @@ class OpenRun(Run):
 
     def more(self, _now: float) -> bool:
         return self.due < self.total or bool(self.late)
-
-
-def _timer(start: float, interval: float) -> int:
-    """A timerfd on the monotonic clock: the event loop's own timers are rounded to a millisecond."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd: int = libc.timerfd_create(time.CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
-    times = [int(part) for t in (interval, start) for part in divmod(round(t * 1e9), 1_000_000_000)]
-    if fd < 0 or libc.timerfd_settime(fd, 1, struct.pack("4q", *times), None):
-        raise OSError(ctypes.get_errno(), "no timer")
-    return fd
 
 
 def quantile(values: array, share: float) -> float:

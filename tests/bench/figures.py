@@ -28,6 +28,7 @@ class Figures(msgspec.Struct):
     ttft_p50: float = 0.0
     ttft_p95: float = 0.0
     events_per_second: float = 0.0
+    memory_mb: float = 0.0  # of all processes of the gateway
 
 
 Outcome = dict[str, Figures]  # by variant

@@ -7,6 +7,7 @@ from it, put to the processor in two messages at most, none of them for its answ
 import asyncio
 import secrets
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import msgspec
 from figures import Figures, Outcome, add, figures, median
@@ -44,28 +45,45 @@ async def compare(rig: Rig, pace: Pace, loads: Mapping[str, Load], expected: Exp
     for seconds in (min(_WARM_SECONDS, pace.seconds), *(pace.seconds for _ in range(pace.rounds))):
         for variant, load in loads.items():
             run = msgspec.structs.replace(load, seconds=seconds, first=load.first or fresh())
-            found[variant].append(await measure(rig, variant, run, _beside(variant, expected)))
+            found[variant].append(await measure(rig, variant, run, beside(variant, expected)))
             if variant != DIRECT and DIRECT in found:
                 add(found[DIRECT][-1], found[variant][-1])
     return {variant: median(runs[1:]) for variant, runs in found.items()}
 
 
-def _beside(variant: str, expected: Expected) -> Expected:
+def beside(variant: str, expected: Expected) -> Expected:
     """Without the platform the backend sees every request and nobody else does."""
     return expected if variant == PLATFORM else {"backend": 1, "events": expected.get("events", 0)}
 
 
 async def measure(rig: Rig, variant: str, load: Load, expected: Expected) -> Figures:
     """One run, with its counters checked."""
+    run = await observe(rig, variant, load, expected.get("settled", 0))
+    check(variant, run.tally, expected, run.counts)
+    return run.figures(max(rig.worker_megabytes()))
+
+
+class Observed(NamedTuple):
+    """A run as it was seen, before anyone has judged it."""
+
+    tally: Tally
+    cpu_seconds: dict[str, float]
+    counts: dict[str, int]
+    others: float
+
+    def figures(self, worker_mb: float) -> Figures:
+        return figures(self.tally, self.cpu_seconds, self.counts[MESSAGES], worker_mb, self.others)
+
+
+async def observe(rig: Rig, variant: str, load: Load, settled_each: int = 0) -> Observed:
     load = msgspec.structs.replace(load, port=rig.ports[variant])
     counts, others = rig.counts(), rig.others()
     cpu = rig.cpu_seconds(variant)
     tally = await rig.drive(load)
-    await settled(rig, counts["settled"] + expected.get("settled", 0) * tally.requests)
+    await settled(rig, counts["settled"] + settled_each * tally.requests)
     used = {part: seconds - cpu[part] for part, seconds in rig.cpu_seconds(variant).items()}
     seen = {name: now - counts[name] for name, now in rig.counts().items()}
-    check(variant, tally, expected, seen)
-    return figures(tally, used, seen[MESSAGES], max(rig.worker_megabytes()), others())
+    return Observed(tally, used, seen, others())
 
 
 async def settled(rig: Rig, wanted: int) -> None:

@@ -20,7 +20,7 @@ from rig import PLATFORM
 from soak import Soak
 from targets import Verdict
 
-from extproc.local.stack import _envoy, _valkey
+from extproc.local.stack import envoy_program, valkey_program
 
 ROOT = Path(__file__).resolve().parents[2]
 _OURS, _THEIRS = ("Envoy", "processor", "Valkey"), ("backend", "client")
@@ -89,10 +89,11 @@ def _aside(outcome: Outcome) -> str:
 
 
 def show_soak(found: Soak) -> None:
-    console.print(
-        f"soak {found.seconds:.0f} s, {found.requests:,} requests: a worker's memory {found.first_mb:.1f} → "
-        f"{found.last_mb:.1f} MB, at most {found.max_mb:.1f}; over the second half {found.growth_mb:+.2f} MB\n"
-    )
+    table = Table("", "first", "last", "highest", "growth, second half", box=None)
+    table.title = f"soak: {found.seconds:.0f} s, {found.requests:,} requests"
+    for name, values in found.series.items():
+        table.add_row(name, *(f"{v:,.1f}" for v in (values[0], values[-1], max(values))), f"{found.growth(name):+,.1f}")
+    console.print(table)
 
 
 def show_targets(verdicts: list[Verdict]) -> None:
@@ -115,8 +116,8 @@ def versions() -> dict[str, Any]:
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "revision": _said("git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=40"),
         "lock_sha256": hashlib.sha256((ROOT / "requirements.lock").read_bytes()).hexdigest(),
-        "envoy": _said(_envoy(), "--version").rpartition("version: ")[2],
-        "valkey": _said(_valkey(), "--version"),
+        "envoy": _said(envoy_program(), "--version").rpartition("version: ")[2],
+        "valkey": _said(valkey_program("valkey-server"), "--version"),
         "python": sys.version.split()[0],
         "grpcio": version("grpcio"),
         "kernel": platform.release(),

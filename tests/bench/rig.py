@@ -17,10 +17,11 @@ from typing import Any, Self
 import msgspec
 import psutil
 from load import Load, Tally
+from process_tree import pin
 
 from extproc.local.bootstrap import bootstrap
 from extproc.local.process import Child, StackError, answers, free_port
-from extproc.local.stack import Settings, Stack, _envoy
+from extproc.local.stack import Settings, Stack, envoy_program
 
 HERE = Path(__file__).parent
 DIRECT, ENVOY, PLATFORM = "direct", "Envoy only", "platform"
@@ -30,17 +31,28 @@ CACHE = ("hit", "miss", "bypass")
 
 
 class Rig:
-    """`simulator` are more arguments for the simulated backend; with `fixed` backend.py takes its place."""
+    """`simulator` are more arguments for the simulated backend; with `fixed` backend.py takes its place.
+
+    Without `beside` there is no plain Envoy.
+    """
 
     def __init__(
-        self, directory: Path, simulator: Iterable[str] = (), *, fixed: bool = False, pinned: bool = False
+        self,
+        directory: Path,
+        simulator: Iterable[str] = (),
+        *,
+        fixed: bool = False,
+        pinned: bool = False,
+        workers: int = 1,
+        beside: bool = True,
     ) -> None:
         self.pinned = pinned
+        self.beside = beside
         self.ports: dict[str, int] = {}
         self.parts: dict[str, list[psutil.Process]] = {}
         self.backend: Child | None = None
         simulated = ("--no-enable-prefix-caching", "--max-num-seqs", "100000", *simulator)
-        settings = Settings(directory, HERE / "llm-mesh.yaml", workers=1, simulator=simulated, drain_seconds=0.1)
+        settings = Settings(directory, HERE / "llm-mesh.yaml", workers=workers, simulator=simulated, drain_seconds=0.1)
         if fixed:
             port = free_port()
             settings = msgspec.structs.replace(settings, backend=f"http://127.0.0.1:{port}")
@@ -72,11 +84,13 @@ class Rig:
     async def _complete(self) -> None:
         ((self.model, address),) = self.stack.models.items()
         port = int(address.rpartition(":")[2])
-        self.ports = {DIRECT: port, ENVOY: await self._start_plain(), PLATFORM: self.stack.http_port}
+        self.ports = {DIRECT: port, PLATFORM: self.stack.http_port}
+        if self.beside:
+            self.ports[ENVOY] = await self._start_plain()
         children = self.stack.children
         self.parts = {
             PLATFORM: [psutil.Process(children["envoy"].pid)],
-            ENVOY: [psutil.Process(children["plain"].pid)],
+            ENVOY: [psutil.Process(children["plain"].pid)] if self.beside else [],
             "supervisor": [psutil.Process(children[PROCESSOR].pid)],
             PROCESSOR: [psutil.Process(pid) for pid in self._health()["workers"]["pids"]],
             "Valkey": [psutil.Process(children["valkey"].pid)],
@@ -89,14 +103,14 @@ class Rig:
         """The gateway on the first core; backend and load client on the second."""
         for name, processes in self.parts.items():
             for process in processes:
-                process.cpu_affinity([1 if name == "backend" else 0])
+                pin(process, 1 if name == "backend" else 0)
 
     async def _start_plain(self) -> int:
         site = self.stack._site()
         site = msgspec.structs.replace(site, http_port=free_port(), admin_port=free_port())
         path = self.stack.settings.directory / "plain.json"
         path.write_bytes(msgspec.json.encode(plain(bootstrap(self.stack.settings.mesh, site), self.model)))
-        command = [_envoy(), "-c", str(path), "--concurrency", str(self.stack.settings.envoy_concurrency)]
+        command = [envoy_program(), "-c", str(path), "--concurrency", str(self.stack.settings.envoy_concurrency)]
         child = Child("plain", [*command, "--use-dynamic-base-id", "--log-level", "warning"], path.with_suffix(".log"))
         self.stack.children["plain"] = child
         await child.start()
@@ -142,6 +156,9 @@ class Rig:
     def worker_megabytes(self) -> list[float]:
         return [p.memory_info().rss / 1e6 for p in self.parts[PROCESSOR]]
 
+    def envoy_megabytes(self) -> float:
+        return sum(p.memory_info().rss / 1e6 for p in self.parts[PLATFORM])
+
     def counts(self) -> dict[str, int]:
         """Counters since the start, by our own names."""
         processor = _get(self.stack.admin_url + "/metrics")
@@ -151,6 +168,7 @@ class Rig:
         lookups = {r: total(processor, "llm_cache_lookups_total", f'model="{self.model}",result="{r}"') for r in CACHE}
         return {
             "receipts dropped": stat(envoy, "access_logs.grpc_access_log.logs_dropped"),
+            "receipts not sent": stat(envoy, "access_logs.grpc_access_log.grpc_entries_flush_failed"),
             "admitted without the store": total(processor, "llm_local_admissions_total"),
             "backend": total(backend, "http_requests_total", 'handler="/v1/chat/completions"'),
             "settled": sum(settled),

@@ -97,7 +97,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one short round of each scenario")
     parser.add_argument("--only", action="append", choices=names, default=[], help="may be given several times")
     parser.add_argument(
-        "--soak", type=float, metavar="SECONDS", help="only this, unless --only: mixed load, watching memory"
+        "--soak", type=float, metavar="SECONDS", help="only this, unless --only: mixed load: is it flat?"
     )
     parser.add_argument("--pin", action="store_true", help="gateway on core 0, backend and load client on core 1")
     parser.add_argument("--enforce", action="store_true", help="exit with 1 if a target is missed")

@@ -1,10 +1,9 @@
 """What is measured. A scenario is a function from a rig to outcomes; its variants differ in the port alone."""
 
-import json
 from collections.abc import Awaitable, Callable
 
 import msgspec
-from backend import SERVED
+from asking import chat
 from figures import Outcome
 from load import Load
 from measure import Pace, compare, everywhere, fresh, measure
@@ -20,19 +19,6 @@ HIT = {"settled": 1, "hit": 1}
 REFUSED = {"settled": 1, "refused": 1}
 
 Scenario = Callable[[Rig, Pace], Awaitable[Outcome]]
-
-
-def chat(key: str, words: int = 60, **fields: object) -> dict[str, bytes]:
-    """Head and tail of a chat completion; the number between them begins the prompt."""
-    prompt = "@" + "The quick brown fox jumps over the lazy dog. " * (words // 9)
-    ask = {"model": SERVED, "messages": [{"role": "user", "content": prompt}], **fields}
-    body = json.dumps(ask).encode()
-    before, after = body.split(b"@")
-    head = (
-        b"POST /v1/chat/completions HTTP/1.1\r\nhost: bench\r\nauthorization: Bearer %b\r\n"
-        b"content-type: application/json\r\ncontent-length: %d\r\n\r\n%b" % (key.encode(), len(body) + 15, before)
-    )
-    return {"head": head, "tail": after}
 
 
 def plain(key: str, words: int = 60) -> dict[str, bytes]:

@@ -1,59 +1,73 @@
-"""Mixed load for long: does a worker's memory stay where it is?"""
+"""Mixed load for long: do memory, file descriptors and latency stay where they are?"""
 
 import asyncio
-import time
 
 import msgspec
+import psutil
 from figures import slope
 from load import Load, Tally
 from measure import BenchError, fresh, settled
-from rig import PLATFORM, Rig
+from rich.progress import track
+from rig import PLATFORM, PROCESSOR, Rig
 from scenarios import cached, indebted, plain, streaming
 
-_EVERY_SECONDS = 1.0
+WINDOWS = 15  # of the whole: a sample of each series at the end of each
+_PARTS = {"worker": PROCESSOR, "Envoy": PLATFORM, "Valkey": "Valkey"}
 
 
 class Soak(msgspec.Struct):
-    """Resident memory of the largest worker, in MB."""
+    """A series has one value a window: "worker MB", "Envoy open files", "miss p99 ms" …"""
 
     seconds: float
     requests: int
-    first_mb: float
-    last_mb: float
-    max_mb: float
-    growth_mb: float  # over the run's second half, by the line through its samples
-    samples: list[float]
+    series: dict[str, list[float]]
+
+    def growth(self, name: str) -> float:
+        """Over the run's second half, by the line through its values."""
+        values = self.series[name]
+        half = [(float(at), value) for at, value in enumerate(values)][len(values) // 2 :]
+        return slope(half) * (len(half) - 1) if len(half) > 1 else 0.0
 
 
 async def soak(rig: Rig, seconds: float) -> Soak:
     """Misses, hits, refusals, large prompts and streams at once, at about half of what one worker carries."""
-    loads = [msgspec.structs.replace(load, port=rig.ports[PLATFORM], seconds=seconds) for load in await _mix(rig)]
-    before = rig.counts()["settled"]
-    running = asyncio.gather(*(rig.drive(load) for load in loads))
-    points = await _sample(rig, running)
-    tallies = await running
-    await _check(rig, tallies, before)
-    return _soak(seconds, sum(t.requests for t in tallies), points)
+    found = Soak(seconds, 0, {})
+    loads = [msgspec.structs.replace(load, port=rig.ports[PLATFORM]) for load in await _mix(rig)]
+    for _ in track(range(WINDOWS), "soak", transient=True):
+        before = rig.counts()["settled"]
+        window = [_of_window(load, seconds / WINDOWS) for load in loads]
+        tallies = await asyncio.gather(*(rig.drive(load) for load in window))
+        await _check(rig, tallies, before)
+        found.requests += sum(t.requests for t in tallies)
+        for name, value in _sample(rig, tallies[0]).items():
+            found.series.setdefault(name, []).append(round(value, 2))
+    return found
 
 
 async def _mix(rig: Rig) -> list[Load]:
+    """The first is the one whose latency is looked at."""
     key, paced = rig.stack.api_key, msgspec.structs.replace
     return [
-        Load(0, **plain(key), connections=250, rate=250.0, first=fresh()),
-        Load(0, **plain(key, words=44_000), connections=20, rate=5.0, first=fresh()),
+        Load(0, **plain(key), connections=250, rate=250.0),
+        Load(0, **plain(key, words=44_000), connections=20, rate=5.0),
         paced(await cached(rig), connections=50, rate=250.0),
         paced(await indebted(rig), connections=50, rate=100.0),
         streaming(rig, connections=50, seconds=2.0),
     ]
 
 
-async def _sample(rig: Rig, running: "asyncio.Future[list[Tally]]") -> list[tuple[float, float]]:
-    """(seconds, MB) until the load ends."""
-    start, points = time.monotonic(), []
-    while not running.done():
-        points.append((time.monotonic() - start, max(rig.worker_megabytes())))
-        await asyncio.wait([running], timeout=_EVERY_SECONDS)
-    return points
+def _of_window(load: Load, seconds: float) -> Load:
+    first = load.first if load.pool else fresh()
+    return msgspec.structs.replace(load, seconds=seconds, first=first)
+
+
+def _sample(rig: Rig, misses: Tally) -> dict[str, float]:
+    found = {"miss p50 ms": misses.p50, "miss p99 ms": misses.p99}
+    for name, part in _PARTS.items():
+        processes: list[psutil.Process] = rig.parts[part]
+        found[f"{name} MB"] = max(p.memory_info().rss for p in processes) / 1e6
+        found[f"{name} open files"] = max(p.num_fds() for p in processes)
+    return found
 
 
 async def _check(rig: Rig, tallies: list[Tally], before: int) -> None:
@@ -64,10 +78,3 @@ async def _check(rig: Rig, tallies: list[Tally], before: int) -> None:
     await settled(rig, before + asked)
     if rig.counts()["settled"] != before + asked:
         raise BenchError(f"soak: {asked} requests, but {rig.counts()['settled'] - before} settled")
-
-
-def _soak(seconds: float, requests: int, points: list[tuple[float, float]]) -> Soak:
-    sizes = [mb for _, mb in points]
-    half = points[len(points) // 2 :]
-    growth = slope(half) * (half[-1][0] - half[0][0])
-    return Soak(seconds, requests, sizes[0], sizes[-1], max(sizes), growth, [round(mb, 1) for mb in sizes])

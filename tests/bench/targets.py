@@ -7,7 +7,13 @@ from figures import Figures, Outcome
 from rig import PLATFORM
 from soak import Soak
 
-_FLAT_MB = 3.0  # growth over a soak's second half that counts as none
+_FLAT = {  # growth over a soak's second half that counts as none
+    "worker MB": 3.0,
+    "Envoy MB": 5.0,
+    "worker open files": 5.0,
+    "Envoy open files": 20.0,
+    "miss p50 ms": 1.0,
+}
 
 
 class Verdict(msgspec.Struct):
@@ -50,9 +56,10 @@ def verdicts(outcomes: Mapping[str, Outcome], soak: Soak | None) -> list[Verdict
             _memory("worker memory after the scenarios", max(o[PLATFORM].worker_mb for o in outcomes.values()))
         )
     if soak:
-        found.append(_memory("worker memory in the soak", soak.max_mb))
-        flat = soak.growth_mb < _FLAT_MB
-        found.append(Verdict("its growth, second half", f"< {_FLAT_MB:g} MB", f"{soak.growth_mb:+.2f} MB", flat))
+        found.append(_memory("worker memory in the soak", max(soak.series["worker MB"])))
+        for name, most in _FLAT.items():
+            grown = soak.growth(name)
+            found.append(Verdict(f"growth of {name}, second half", f"< {most:g}", f"{grown:+.1f}", grown < most))
     return found
 
 

@@ -60,12 +60,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def mesh(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    """The overlay `dev` as a cluster runs it; the one of --mesh where that is given. Each test leaves it as it was."""
+    """The overlay `fast` as a cluster runs it; the one of --mesh where that is given. Each test leaves it as it was."""
     request.getfixturevalue("tools")
     if request.config.getoption("--mesh"):
         yield Mesh(request.getfixturevalue("platform"))
         return
-    with running(MeshSettings(tmp_path_factory.mktemp("mesh"))) as platform:
+    with running(MeshSettings(tmp_path_factory.mktemp("mesh"), Path(__file__).parent / "fast")) as platform:
         yield Mesh(platform)
 
 

@@ -36,8 +36,9 @@ class Mesh:
         self.kubectl("apply", "--server-side", "--force-conflicts", "--filename=-", text=json.dumps(manifest))
 
     def kustomize(self, overlay: Path) -> None:
-        """Apply an overlay as a deployment does."""
-        self.kubectl("apply", "--server-side", "--force-conflicts", "--filename=-", text=built(overlay))
+        """Apply an overlay as a deployment does: to all namespaces that it names."""
+        command = ("apply", "--server-side", "--force-conflicts", "--filename=-")
+        self.platform.do(self.stack.plane.kubectl(*command, input=built(overlay)))
         self.settled()
 
     def patch(self, kind: str, name: str, operations: list[Json]) -> None:
@@ -114,6 +115,12 @@ class Mesh:
         found = json.loads(self.envoy("/clusters?format=json"))["cluster_statuses"]
         hosts = [h for c in found if f"|stable|{model}." in c["name"] for h in c.get("host_statuses", ())]
         return sum(bool(host["health_status"].get("failed_outlier_check")) for host in hosts)
+
+
+def count(pod_url: str, marker: str) -> int:
+    """How many requests with the marker have reached a simulated backend."""
+    with httpx.Client(verify=NO_TLS) as client:
+        return client.get(f"{pod_url}/sim/requests").text.count(marker)
 
 
 def built(overlay: Path) -> str:

@@ -15,7 +15,7 @@ from extproc.local.stack import ROOT
 from tools.cluster import istio
 from tools.cluster.binaries import tool
 from tools.cluster.control_plane import ControlPlane
-from tools.cluster.mesh import gateway_secret, only
+from tools.cluster.mesh import MONITORING, gateway_secret, namespace, only
 from tools.cluster.network import Network, run
 from tools.cluster.nodes import nodes, volumes
 
@@ -36,7 +36,9 @@ async def applied(
     network = Network(1)
     await network.start()
     async with ControlPlane(tmp_path) as plane:
-        await asyncio.gather(plane.create([*nodes(OVERLAYS[name]), *volumes(CLASSES)]), plane.apply_crds())
+        await asyncio.gather(
+            plane.create([*nodes(OVERLAYS[name]), *volumes(CLASSES), namespace(MONITORING)]), plane.apply_crds()
+        )
         async with istio.running(plane, network.host_ip, tmp_path / "istiod.log"):
             text = built(ROOT / "overlays" / name)
             await plane.kubectl("apply", "--server-side", "--filename=-", input=only(text, "Namespace"))
@@ -84,10 +86,12 @@ WANTED = {
 
 
 async def rolled_out(plane: ControlPlane) -> None:
-    names = (await plane.kubectl("get", "deployments,statefulsets", "-n=llm", "-o=name")).split()
+    kinds = "deployments,statefulsets,daemonsets"
+    found = json.loads(await plane.kubectl("get", kinds, "--all-namespaces", "-o=json"))["items"]
+    names = [(f"-n={o['metadata']['namespace']}", f"{o['kind']}/{o['metadata']['name']}") for o in found]
     try:
         wait = f"--timeout={ROLLOUT_SECONDS}s"
-        await asyncio.gather(*(plane.kubectl("rollout", "status", "-n=llm", name, wait) for name in names))
+        await asyncio.gather(*(plane.kubectl("rollout", "status", *name, wait) for name in names))
     except StackError as error:
-        pending = await plane.kubectl("get", "events", "-n=llm", "--field-selector=type=Warning")
+        pending = await plane.kubectl("get", "events", "--all-namespaces", "--field-selector=type=Warning")
         raise AssertionError(f"{error}\n{pending}") from error

@@ -1,6 +1,7 @@
 """`make deploy` and `make download-models` on a real API server: what is missing is said, what is stuck explained."""
 
 import asyncio
+import re
 import uuid
 from collections.abc import Callable
 from io import StringIO
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from extproc.local.stack import ROOT
 from tools.cluster.control_plane import ControlPlane
 from tools.overlays import deploy, download, preflight
 from tools.overlays.deploy import DeployError
@@ -107,7 +109,23 @@ async def test_kinds_that_the_cluster_does_not_know_are_said_with_what_brings_th
     with pytest.raises(PreflightError) as caught:
         await done(site.bring_up)
     assert "NodePool (karpenter.sh/v1): install Karpenter" in str(caught.value)
-    assert "Gateways (networking.istio.io/v1): install Istio" in str(caught.value)
+    asked = re.search(
+        r"\| Istio with its CNI plugin.*? \| (\S+) or newer", (ROOT / "docs" / "deployment.md").read_text()
+    )
+    assert asked
+    assert f"Gateways (networking.istio.io/v1): install Istio {asked[1]} or newer" in str(caught.value)
+
+
+async def test_a_namespace_of_somebody_elses_that_is_not_there_is_said_with_what_brings_it(site: Site) -> None:
+    boards = site.object("v1", "ConfigMap", "boards", data={"a": "b"})
+    boards["metadata"]["namespace"] = "monitoring"
+    site.objects.append(boards)
+    with pytest.raises(PreflightError, match="monitoring: install the Prometheus operator into it, or leave the"):
+        await done(site.bring_up)
+    assert not site.kubectl.exists("namespace", site.namespace, "")
+    site.kubectl.run("create", "namespace", "monitoring")
+    assert "everything runs" in await done(site.bring_up)
+    site.kubectl.run("delete", "namespace", "monitoring", "--wait=false")
 
 
 async def test_a_claim_that_nobody_would_bind_is_said_at_once(site: Site) -> None:

@@ -41,6 +41,12 @@ def test_another_pin_is_another_build(recipe: Recipe) -> None:
     assert place(recipe) != before
 
 
+def test_another_source_of_ours_is_another_build(recipe: Recipe) -> None:
+    before = place(recipe)
+    (recipe.folder / "main.go").write_text("package main\n")
+    assert place(recipe) != before
+
+
 def test_a_build_that_fails_says_what_the_compiler_said_and_leaves_nothing(recipe: Recipe, cache: Path) -> None:
     (recipe.folder / "hello" / "main.go").write_text("package main\n\nfunc main() { print(nobody) }\n")
     with pytest.raises(BuildError, match="undefined: nobody"):

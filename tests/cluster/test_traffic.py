@@ -6,17 +6,11 @@ import threading
 import httpx
 import openai
 import pytest
-from mesh_rig import Mesh
+from mesh_rig import Mesh, count
 from stack_rig import NO_TLS, Caller, eventually, unique
 from traffic import Traffic
 
 SIGMAS = 4.5  # a fair split is outside once in 150,000 runs
-
-
-def count(pod_url: str, marker: str) -> int:
-    """How many requests with the marker have reached a simulated backend."""
-    with httpx.Client(verify=NO_TLS) as client:
-        return client.get(f"{pod_url}/sim/requests").text.count(marker)
 
 
 def test_weights_split_the_requests_of_a_model(mesh: Mesh, caller: Caller) -> None:

@@ -25,6 +25,7 @@ COMBINATIONS = [
     ("base", "canary", "gpu-gke", "spot", "autoscaling", "redis-external", "cert-manager", "admission"),
     ("base", "simulator", "autoscaling", "redis-external"),
     ("base", "observability"),
+    ("base", "observability", "redis-external", "model-download"),
     ("base", "canary", "simulator", "observability"),
     ("base", "canary", "gpu-aws", "spot", "autoscaling", "redis-external", "observability"),
 ]

@@ -36,7 +36,7 @@ def mistyped_configuration(b: Broken) -> None:
 MODELS: dict[str, tuple[Change, str]] = {
     "a configuration that the processor would refuse, by its line": (
         mistyped_configuration,
-        "ConfigMap llm-mesh: llm-mesh.yaml:12: Object contains unknown field `context_token`",
+        "ConfigMap llm-mesh: llm-mesh.yaml:16: Object contains unknown field `context_token`",
     ),
     "no configuration at all": (
         lambda b: b.drop("ConfigMap", "llm-mesh"),
@@ -126,7 +126,7 @@ ROUTES: dict[str, tuple[Change, str]] = {
     ),
     "a retry of what a model may have answered": (
         lambda b: b.put(VS, "llama2", *ROUTE, "retries", "retryOn", "connect-failure,5xx,reset,gateway-error"),
-        "retries on 5xx, gateway-error, reset: the model may have answered it -> retry on 503, connect-failure",
+        "retries on 5xx, gateway-error: the model may have answered it -> retry on 503, connect-failure",
     ),
     "a route that leaves its retries to Istio": (
         lambda b: b.put(VS, "llama2", *ROUTE, "retries", None),

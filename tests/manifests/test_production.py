@@ -5,6 +5,8 @@ import re
 import pytest
 from manifest_rig import Broken, Change, built, found
 
+from extproc import config
+from extproc.local.stack import ROOT
 from tools.overlays.checks.availability import at_least
 from tools.overlays.checks.gpus import accelerators
 from tools.overlays.objects import at
@@ -67,6 +69,16 @@ BROKEN: dict[str, tuple[str, Change, str]] = {
         lambda b: b.put("Deployment", "llama2", "spec", "replicas", 2),
         "ScaledObject llama2: Deployment llama2 sets replicas too",
     ),
+    "a monitor of nobody": (
+        AWS,
+        lambda b: b.put("PodMonitor", "llm-mesh", "spec", "selector", "matchExpressions", 0, "values", ["proxy"]),
+        "PodMonitor llm-mesh: it selects app.kubernetes.io/component: proxy, and no pod of this build is labelled so",
+    ),
+    "a monitor of a port that is not there": (
+        GKE,
+        lambda b: b.put("PodMonitor", "llm-processor", "spec", "podMetricsEndpoints", 0, "port", "metrics"),
+        "PodMonitor llm-processor: it asks the port metrics, which Deployment llm-gateway does not name",
+    ),
     "a misspelt metric": (
         GKE,
         lambda b: b.put(
@@ -96,6 +108,7 @@ def test_each_model_is_on_the_part_that_it_was_sized_for(name: str, parts: dict[
 @pytest.mark.parametrize("name", [AWS, GKE])
 def test_models_scale_at_once_and_shrink_slowly_between_their_bounds(name: str) -> None:
     build = built(name)
+    catalogue = config.load((ROOT / "overlays" / "base" / "llm-mesh.yaml").read_bytes(), "base")
     for w in build.models():
         spec = next(o["spec"] for o in build.of("ScaledObject") if o["spec"]["scaleTargetRef"]["name"] == w.name)
         behaviour = spec["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
@@ -108,6 +121,7 @@ def test_models_scale_at_once_and_shrink_slowly_between_their_bounds(name: str) 
             t.get("name", t["type"]): at(t, "metadata", "threshold") or t["metadata"]["value"] for t in spec["triggers"]
         }
         assert thresholds.items() >= {"gpu": "70", "waiting": "5", "cpu": "80"}.items()
+        assert int(thresholds["room"]) == catalogue.models[w.name].max_in_flight_per_replica * 3 / 4
 
 
 @pytest.mark.parametrize("name", [AWS, GKE])
@@ -138,6 +152,8 @@ def test_the_sizes_of_the_servers_are_those_that_were_asked_for() -> None:
 @pytest.mark.parametrize("name", [AWS, GKE])
 def test_models_like_spot_and_the_gateway_and_the_store_refuse_it(name: str) -> None:
     for w in built(name).workloads():
+        if w.kind == "DaemonSet":
+            continue  # on every node
         affinity = at(w.pod, "affinity", "nodeAffinity", default={})
         liked = {
             e["key"]
@@ -151,3 +167,23 @@ def test_models_like_spot_and_the_gateway_and_the_store_refuse_it(name: str) -> 
         else:
             assert all("llm-mesh.dev/capacity" in keys for keys in refused)
             assert refused
+
+
+@pytest.mark.parametrize("name", ["staging", AWS, GKE])
+def test_what_serves_people_is_watched(name: str) -> None:
+    kinds = {o["kind"] for o in built(name).objects}
+    assert {"PodMonitor", "ServiceMonitor", "PrometheusRule"} <= kinds
+    monitored = {o["metadata"]["name"] for o in built(name).of("PodMonitor")}
+    assert monitored == {"llm-processor", "llm-mesh"}
+
+
+def test_each_clouds_gpu_metrics_are_asked_where_its_exporter_gives_them_out() -> None:
+    """The GPU operator's Service on AWS; on GKE that of NVIDIA's chart dcgm-exporter."""
+    exporters = {
+        AWS: ("app", "nvidia-dcgm-exporter", "gpu-metrics"),
+        GKE: ("app.kubernetes.io/name", "dcgm-exporter", "metrics"),
+    }
+    for name, (key, value, port) in exporters.items():
+        (monitor,) = built(name).of("ServiceMonitor")
+        assert monitor["spec"]["selector"]["matchExpressions"] == [{"key": key, "operator": "In", "values": [value]}]
+        assert [e["port"] for e in monitor["spec"]["endpoints"]] == [port]

@@ -31,7 +31,8 @@ def unmount_sockets(b: Broken) -> None:
 def simulate(b: Broken, *words: str) -> None:
     server = b.container(*LLAMA, "vllm")
     server["image"] = "ghcr.io/llm-mesh/llm-mesh:0.1.0"
-    server["args"] = ["sim", "--model=meta-llama/Llama-2-7b-chat-hf", "--max-model-len=4096", "--port", "8000", *words]
+    server["args"] = ["sim", "--model=meta-llama/Llama-2-7b-chat-hf", "--max-model-len=4096", "--port", "8000"]
+    server["args"] += ["--max-num-queued-reqs=96", *words]
 
 
 SERVERS: dict[str, tuple[Change, str]] = {
@@ -46,6 +47,14 @@ SERVERS: dict[str, tuple[Change, str]] = {
     "no context length, which is the checkpoint's": (
         lambda b: b.argument("llama2", "--max-model-len", None),
         "--max-model-len is not set, but context_tokens of llama2 is 4096",
+    ),
+    "a queue that is full before the gateway turns callers away": (
+        lambda b: b.argument("llama2", "--max-num-queued-reqs", "64"),
+        "--max-num-queued-reqs is 64, but callers of high priority may fill 64 × 1.25 -> set --max-num-queued-reqs=96",
+    ),
+    "a queue without an end": (
+        lambda b: b.argument("llama2", "--max-num-queued-reqs", None),
+        "--max-num-queued-reqs is not set",
     ),
     "a flag with a letter too few": (
         lambda b: b.argument("llama2", "--max-num-seq", "256"),
@@ -62,6 +71,14 @@ SERVERS: dict[str, tuple[Change, str]] = {
     "code of strangers": (
         lambda b: b.argument("llama2", "--trust-remote-code", ""),
         "--trust-remote-code: it runs code of whoever owns the model's repository",
+    ),
+    "tools without a parser": (
+        lambda b: b.argument("mistral", "--enable-auto-tool-choice", ""),
+        "Deployment mistral: --enable-auto-tool-choice without --tool-call-parser",
+    ),
+    "a parser that nobody may use": (
+        lambda b: b.argument("mistral", "--tool-call-parser", "mistral"),
+        "Deployment mistral: --tool-call-parser without --enable-auto-tool-choice",
     ),
     "a dtype that is none": (lambda b: b.argument("llama2", "--dtype", "fp16"), "--dtype can not be fp16"),
     "bfloat16 on a T4": (

@@ -140,15 +140,15 @@ CASES = (
         at="1855m",
     ),
     Case(
-        "LlmCostHigh",  # an A10G for 55 tokens a second: $5.08 a million; for 60: $4.66
+        "LlmCostHigh",  # an A10G for 66 tokens a second: $5.10 a million; for 70: $4.81
         {
             'DCGM_FI_DEV_GPU_UTIL{exported_namespace="llm", model="m", modelName="NVIDIA A10G"}': "50x300",
-            'llm_prompt_tokens_total{model="m"}': "0+2700x300",
+            'llm_prompt_tokens_total{model="m"}': "0+3360x300",
             'llm_tokens_generated_total{model="m"}': "0+600x300",
         },
         {
             'DCGM_FI_DEV_GPU_UTIL{exported_namespace="llm", model="m", modelName="NVIDIA A10G"}': "50x300",
-            'llm_prompt_tokens_total{model="m"}': "0+3000x300",
+            'llm_prompt_tokens_total{model="m"}': "0+3600x300",
             'llm_tokens_generated_total{model="m"}': "0+600x300",
         },
         at="5h",
@@ -175,6 +175,18 @@ CASES = (
             'vllm:num_requests_waiting{model="m", instance="a"}': "18x60",
             'vllm:num_requests_waiting{model="m", instance="b"}': "0x60",
         },
+        {"model": "m"},
+    ),
+    Case(
+        "LlmModelFull",
+        {'llm_model_in_flight{model="m"}': "64x60", 'llm_model_room{model="m"}': "64x60"},
+        {'llm_model_in_flight{model="m"}': "63x60", 'llm_model_room{model="m"}': "64x60"},
+        {"model": "m"},
+    ),
+    Case(  # a model without a limit
+        "LlmModelFull",
+        {'llm_model_in_flight{model="m"}': "70x60", 'llm_model_room{model="m"}': "64x60"},
+        {'llm_model_in_flight{model="m"}': "70x60", 'llm_model_room{model="m"}': "0x60"},
         {"model": "m"},
     ),
     Case(

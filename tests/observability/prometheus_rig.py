@@ -11,9 +11,10 @@ Json = dict[str, Any]
 _VARIABLES = {"$__rate_interval": "10s", "$__range": "10m", "$model": ".+"}
 
 
-class Prometheus:
-    def __init__(self, platform: Platform, groups: list[Json] | None = None) -> None:
-        url = platform.do(observe(platform.stack, groups=groups, interval="500ms"))
+class Asked:
+    """A Prometheus that runs, at its address."""
+
+    def __init__(self, url: str) -> None:
         self.http = httpx.Client(base_url=f"{url}/api/v1", verify=NO_TLS, timeout=30)
 
     def __enter__(self) -> Self:
@@ -47,6 +48,13 @@ class Prometheus:
             return len([s for s in self.ask("up") if s["value"][1] == "1"]) == count
 
         eventually(up)
+
+
+class Prometheus(Asked):
+    """Beside the local stack."""
+
+    def __init__(self, platform: Platform, groups: list[Json] | None = None) -> None:
+        super().__init__(platform.do(observe(platform.stack, groups=groups, interval="500ms")))
 
 
 def panels(board: Json) -> list[Json]:

@@ -1,6 +1,7 @@
 """What a cluster's Prometheus would scrape, against what the pods say and what the rules ask for."""
 
 import re
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from manifest_rig import built
 from extproc.local.observe import targets
 from observability import rules
 from observability.__main__ import HERE
+from observability.prices import GPU_PRICES
+from tools.cluster.binaries import MODULES
 from tools.overlays import build as kustomize
 from tools.overlays.checks import check
 from tools.overlays.objects import Build, at
+from tools.sizing.machines import MACHINES
 
 Json = dict[str, Any]
 COMPONENT = HERE.parent / "overlays" / "components" / "observability"
@@ -127,6 +131,21 @@ def test_the_local_prometheus_gives_the_same_jobs_and_labels() -> None:
     assert local["vllm"]["static_configs"] == [{"targets": ["c:3"], "labels": {"model": "mistral", "arm": "stable"}}]
 
 
+def test_a_gpus_price_is_that_of_a_machine_that_the_overlays_take() -> None:
+    files = (HERE.parent / "overlays" / "components").glob("gpu-*/*.yaml")
+    taken = {
+        name
+        for path in files
+        for values in re.findall(r"values: \[(.*)\]", path.read_text())
+        for name in values.split(", ")
+    }
+    for price in GPU_PRICES:
+        machine = price.machine.split()[1].rstrip(",")
+        gpu = next(m.gpu for m in MACHINES if m.name == machine)
+        assert machine in taken
+        assert price.name.lower().endswith(gpu)
+
+
 # --- the component ----------------------------------------------------------------------------------------------------
 
 
@@ -181,8 +200,32 @@ def test_every_rules_file_is_deployed(overlay: Build) -> None:
     assert deployed == {o["metadata"]["name"]: o["spec"] for o in rules.objects().values()}
 
 
+def test_the_collector_reads_the_file_of_the_processors_container(overlay: Build) -> None:
+    configuration = yaml.safe_load((HERE / "collector" / "collector.yaml").read_text())
+    (pattern,) = configuration["receivers"]["file_log"]["include"]
+    gateway = next(w for w in overlay.workloads() if w.name == "llm-gateway")
+    (name,) = (c["name"] for c in gateway.containers() if "--request-log" in (c.get("args") or []))
+    folder = f"/var/log/pods/{gateway.namespace}_{gateway.name}-7f9c-abcde_0a1b-2c3d"
+    assert fnmatch(f"{folder}/{name}/0.log", pattern)
+    mounts = at(overlay.named("DaemonSet", "llm-collector"), "spec", "template", "spec", "containers", default=[{}])[0][
+        "volumeMounts"
+    ]
+    assert {"/var/log/pods", configuration["extensions"]["file_storage"]["directory"]} <= {
+        m["mountPath"] for m in mounts
+    }
+
+
 def test_the_collector_reads_the_fields_that_the_processor_writes() -> None:
     text = (HERE / "collector" / "collector.yaml").read_text()
     written = Path(HERE.parent / "extproc" / "request_log.py").read_text()
     for name in set(re.findall(r"attributes\.request\.(\w+)", text)):
         assert name in written, name
+
+
+def test_the_collectors_image_is_of_the_version_that_is_tested() -> None:
+    pinned = dict(re.findall(r"^\t(\S+) v(\S+)$", (MODULES / "collector" / "go.mod").read_text(), re.MULTILINE))
+    daemon_set = yaml.safe_load((HERE / "collector" / "daemon-set.yaml").read_text())
+    (container,) = at(daemon_set, "spec", "template", "spec", "containers")
+    name, tag = container["image"].split(":")
+    assert name.endswith("/opentelemetry-collector-contrib")
+    assert tag == pinned["go.opentelemetry.io/collector/otelcol"]

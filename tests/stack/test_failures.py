@@ -5,16 +5,15 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import httpx
 import psutil
 import pytest
-from raw_http import Reply, connection, one, post, read, reset, send
-from stack_rig import Caller, Platform, connected, eventually, health, running, write_config
+from breaking import at_once, back_again, leave_before_the_answer, leave_when_seen, paused, whole, workers
+from raw_http import Reply, connection, one, post, read, send
+from stack_rig import Caller, Platform, eventually, health, running, write_config
 from traffic import Traffic, body
 
 from extproc.local.stack import Settings
@@ -28,15 +27,14 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A platform for these tests; each leaves it as it found it. Its Valkey keeps what it acknowledged."""
     directory = tmp_path_factory.mktemp("victim")
     config = write_config(directory / "llm-mesh.yaml", lambda text: text.update(down_seconds=1))
-    settings = Settings(directory, config=config, drain_seconds=1.0, upstream_idle_seconds=IDLE_SECONDS)
+    settings = Settings(
+        directory,
+        config=config,
+        drain_seconds=1.0,
+        upstream_idle_seconds=IDLE_SECONDS,
+        valkey=("--appendonly", "yes", "--appendfsync", "always"),
+    )
     with running(settings) as platform:
-        with connected(platform) as redis:
-            redis.config_set("appendfsync", "always")
-            redis.config_set("appendonly", "yes")
-            eventually(lambda: redis.info("persistence")["aof_rewrite_in_progress"] == 0)
-        command = platform.stack.children["valkey"].command
-        command[command.index("--appendonly") + 1] = "yes"
-        command += ["--appendfsync", "always"]
         yield platform
 
 
@@ -44,26 +42,6 @@ def victim(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 def caller(victim: Platform) -> Iterator[Caller]:
     with Caller(victim) as caller:
         yield caller
-
-
-def at_once(calls: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
-    with ThreadPoolExecutor(len(calls)) as pool:
-        futures = {name: pool.submit(call) for name, call in calls.items()}
-    return {name: future.result() for name, future in futures.items()}
-
-
-def workers(platform: Platform) -> list[psutil.Process]:
-    found = [psutil.Process(pid) for pid in health(platform)["workers"]["pids"]]
-    return sorted(found, key=lambda process: process.pid)
-
-
-def whole(platform: Platform) -> bool:
-    """All parts say that they are well, and Envoy has heard it of all workers."""
-    if health(platform)["status"] != "ok":
-        return False
-    clusters = httpx.get(f"http://127.0.0.1:{platform.stack.envoy_port}/clusters?format=json").json()
-    hosts = [h for c in clusters["cluster_statuses"] if c["name"] == "llm-ext-proc" for h in c["host_statuses"]]
-    return not any(flag.startswith("failed_") for host in hosts for flag in host["health_status"])
 
 
 def all_settled(caller: Caller, traffic: Traffic, before: int = 0, seconds: float = 20.0) -> dict[str, int]:
@@ -115,26 +93,6 @@ def test_what_a_failing_backend_does_is_told_in_json_and_charged_as_what_passed(
             assert (name, account["errors"]) == (name, int(status >= 400))
             assert (name, account["cost_micros"] > 0) == (name, tokens > 0)
             assert (name, account["estimated"]) == (name, int(tokens > 0))
-
-
-def leave_before_the_answer(platform: Platform, request: bytes) -> None:
-    with connection(platform) as sock:
-        sock.sendall(request)
-        sock.settimeout(0.3)
-        with contextlib.suppress(TimeoutError):
-            sock.recv(1)
-        reset(sock)
-
-
-def leave_when_seen(platform: Platform, request: bytes, last: bytes, times: int = 1) -> None:
-    with connection(platform) as sock:
-        sock.sendall(request)
-        got = b""
-        while got.count(last) < times:
-            more = sock.recv(65536)
-            assert more, got
-            got += more
-        reset(sock)
 
 
 def test_clients_that_leave_pay_for_what_passed_and_no_more(victim: Platform) -> None:
@@ -230,13 +188,10 @@ def test_a_worker_that_hangs_holds_up_only_its_own_and_is_passed_over(victim: Pl
     with Traffic(caller, threads=6) as traffic:
         stuck = workers(victim)[0]
         stopped = time.monotonic()
-        stuck.suspend()
-        try:
+        with paused(stuck):
             eventually(lambda: traffic.failed() or time.monotonic() > stopped + 4, 6)
             calm = time.monotonic()
             traffic.more(100)
-        finally:
-            stuck.resume()
         eventually(lambda: whole(victim))
         traffic.more(50)
     print(f"worker stopped: {len(traffic.failed())} failed, none {traffic.recovery_seconds(stopped):.2f} s later")
@@ -291,16 +246,6 @@ def known_to_all_workers(caller: Caller, requests: int = 40) -> Caller:
     return caller
 
 
-@contextlib.contextmanager
-def back_again(platform: Platform) -> Iterator[None]:
-    """Valkey runs again at the end, whatever happened."""
-    try:
-        yield
-    finally:
-        if platform.stack.children["valkey"].ended:
-            platform.do(platform.stack.restart("valkey"))
-
-
 def test_valkey_killed_under_traffic_fails_no_request_and_what_waited_is_settled_once(
     victim: Platform, caller: Caller
 ) -> None:
@@ -315,7 +260,7 @@ def test_valkey_killed_under_traffic_fails_no_request_and_what_waited_is_settled
         assert one(victim, post(asker, cached)).headers["x-llm-cache"] == "miss"
         asker.settled(41)
         assert one(victim, post(asker, cached)).headers["x-llm-cache"] == "hit"
-        with Traffic(caller) as traffic, back_again(victim):
+        with Traffic(caller) as traffic, back_again(victim, "valkey"):
             victim.stack.children["valkey"].kill()
             traffic.more(100)
             eventually(lambda: health(victim)["redis"] == "down")
@@ -345,11 +290,8 @@ def test_valkey_that_hangs_delays_a_request_once_and_then_none(victim: Platform,
     valkey = psutil.Process(victim.stack.children["valkey"].pid)
     with Traffic(caller) as traffic:
         stopped = time.monotonic()
-        valkey.suspend()
-        try:
+        with paused(valkey):
             traffic.more(150)
-        finally:
-            valkey.resume()
         resumed = time.monotonic()
         eventually(lambda: whole(victim))
         traffic.more(50)

@@ -142,3 +142,10 @@ def test_without_redis_the_command_says_so() -> None:
     assert done.returncode == 1
     assert done.stderr.startswith("llm-mesh: ")
     assert "127.0.0.1" in done.stderr
+
+
+def test_a_store_that_is_away_is_named_without_its_password() -> None:
+    done = cli(None, "keys", "list", "--redis", "redis://:open-sesame@127.0.0.1:1/0")
+    assert done.returncode == 1
+    assert "no Redis at redis://127.0.0.1:1/0: " in done.stderr
+    assert "open-sesame" not in done.stdout + done.stderr

@@ -165,6 +165,7 @@ def claim(
     tokens: int = 100,
     cost_micros: int = 10,
     fingerprint: str = "",
+    cached_only: bool = False,
     limits: Limits | None = None,
 ) -> Claim:
     return Claim(
@@ -176,6 +177,7 @@ def claim(
         cost_micros=cost_micros,
         limits=limits or Limits(),
         fingerprint=fingerprint,
+        cached_only=cached_only,
     )
 
 

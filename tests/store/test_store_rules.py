@@ -381,6 +381,33 @@ async def test_all_workers_share_models_that_are_down_and_ratios(rig: Rig) -> No
     assert await rig.store.shared(0) == Shared(0, {"llama2": 456}, {"mistral": 0.1 + 0.2}, 0)
 
 
+async def test_each_gateway_hears_what_the_others_have_under_way(rig: Rig) -> None:
+    assert await rig.store.share_load("a", {"mistral": 3}) == {}
+    assert await rig.store.share_load("b", {"mistral": 4, "llama2": 1}) == {"mistral": 3}
+    assert await rig.store.share_load("c", {}) == {"mistral": 7, "llama2": 1}
+    assert await rig.store.share_load("a", {"mistral": 5}) == {"mistral": 4, "llama2": 1}
+    assert await rig.store.share_load("c", {}) == {"mistral": 9, "llama2": 1}
+
+
+async def test_a_gateway_that_is_silent_for_three_seconds_has_nothing_under_way(rig: Rig) -> None:
+    await rig.store.share_load("a", {"mistral": 3})
+    await rig.later(3000)
+    assert await rig.store.share_load("b", {"mistral": 4}) == {"mistral": 3}
+    await rig.later(1)
+    assert await rig.store.share_load("b", {"mistral": 4}) == {}
+
+
+async def test_a_full_model_is_answered_for_from_the_cache_alone(rig: Rig) -> None:
+    limits = Limits(requests_per_minute=60, burst_requests=60, tokens_per_minute=600, burst_tokens=600)
+    full = claim(limits=limits, fingerprint="f1", cached_only=True)
+    refused = await rig.store.admit(full)
+    assert (refused.outcome, refused.retry_after_ms) == (Outcome.FULL, 2000)
+    assert (refused.requests.remaining, refused.tokens.remaining) == (60, 600)  # nothing is charged
+    await rig.store.settle([settlement(claim(limits=limits, fingerprint="f1"), fill=fill("f1", b"stored"))])
+    hit = await rig.store.admit(full)
+    assert (hit.outcome, hit.entry) == (Outcome.HIT, b"stored")
+
+
 async def test_nothing_to_settle_is_nothing_to_do(rig: Rig) -> None:
     assert await rig.store.settle([]) == []
     await rig.store.ping()

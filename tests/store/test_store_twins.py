@@ -31,6 +31,7 @@ claims = st.builds(
     cost_micros=st.integers(0, 600),
     fingerprint=st.sampled_from(["", "", "f1", "f2", "f3"]),
     limits=st.sampled_from(SOME_LIMITS),
+    cached_only=st.sampled_from([False, False, False, True]),
 )
 # together less than the ten minutes for which a settlement is remembered
 steps = st.sampled_from([0, 1, 599, 600, 1000, 8571, 20_000])
@@ -84,7 +85,7 @@ class Twins:
     async def insist(self, one: Claim) -> None:
         """Come back when told to: not a millisecond earlier, and then it succeeds."""
         refused = await self.admit(one)
-        if refused.outcome in (Outcome.ADMITTED, Outcome.HIT) or one.limits.max_in_flight:
+        if refused.outcome in (Outcome.ADMITTED, Outcome.HIT) or one.limits.max_in_flight or one.cached_only:
             return
         if refused.retry_after_ms > 100_000:  # a month: settlements would be forgotten on the way
             assert refused.outcome in (Outcome.BUDGET, Outcome.TOKENS, Outcome.REQUESTS)

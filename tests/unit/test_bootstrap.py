@@ -130,6 +130,37 @@ def test_every_model_has_a_route_and_a_cluster() -> None:
     assert endpoint["address"]["socket_address"] == {"address": "backend", "port_value": 8002}
 
 
+def test_replicas_are_chosen_tried_again_and_put_out_as_the_mesh_says() -> None:
+    site = msgspec.structs.replace(SITE, replicas={"llama2": ("127.0.0.1:8003",), "mistral": ()})
+    clusters = {c["name"]: c for c in bootstrap(MESH, site)["static_resources"]["clusters"]}
+    both, alone = clusters["model-llama2"], clusters["model-mistral"]
+    endpoints = both["load_assignment"]["endpoints"][0]["lb_endpoints"]
+    assert [e["endpoint"]["address"]["socket_address"]["port_value"] for e in endpoints] == [8001, 8003]
+    assert "outlier_detection" not in alone  # nobody could take its place
+
+    rule = yaml.safe_load((MESH / "destination-rule" / "llama2.yaml").read_text())["spec"]["trafficPolicy"]
+    said, made = rule["outlierDetection"], both["outlier_detection"]
+    assert made["split_external_local_origin_errors"] == said["splitExternalLocalOriginErrors"]
+    assert made["consecutive_local_origin_failure"] == said["consecutiveLocalOriginFailures"]
+    assert made["consecutive_gateway_failure"] == said["consecutiveGatewayErrors"]
+    assert made["enforcing_consecutive_5xx"] == said["consecutive5xxErrors"] == 0
+    assert (made["interval"], made["base_ejection_time"]) == (said["interval"], said["baseEjectionTime"])
+    assert made["max_ejection_percent"] == said["maxEjectionPercent"]
+    assert both["common_lb_config"]["healthy_panic_threshold"]["value"] == said["minHealthPercent"]
+    assert both["lb_policy"] == rule["loadBalancer"]["simple"]
+
+
+@pytest.mark.parametrize("path", sorted((MESH / "virtual-service").glob("*.yaml")), ids=lambda p: p.stem)
+def test_what_is_tried_again_is_what_the_mesh_says(path: Path) -> None:
+    retries = [
+        r["retries"] for r in yaml.safe_load(path.read_text())["spec"]["http"] if r.get("retries", {}).get("retryOn")
+    ]
+    policy = next(r["route"]["retry_policy"] for r in routes() if "route" in r)
+    status = {"retriable-status-codes": str(policy["retriable_status_codes"][0])}
+    made = {status.get(each, each) for each in policy["retry_on"].split(",")}
+    assert all(set(r["retryOn"].split(",")) == made and r["attempts"] == policy["num_retries"] for r in retries)
+
+
 def test_what_no_model_was_chosen_for_leads_to_no_backend() -> None:
     rest = [r for r in routes() if "route" not in r]
     assert rest[-1]["match"] == {"prefix": "/"}

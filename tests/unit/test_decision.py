@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,10 +32,10 @@ ENTRY = chat_plain(
 )
 
 
-def planned(cache_control: str = "", **body: Any) -> Plan:
+def planned(cache_control: str = "", is_full: Callable[..., bool] = lambda *_: False, **body: Any) -> Plan:
     caller = Caller(key(), LIMITS)
     return decision.plan(
-        CATALOGUE, caller, prompt(**body), "r-1", cache_control, lambda m: m.tokens_per_byte, lambda _: True
+        CATALOGUE, caller, prompt(**body), "r-1", cache_control, lambda m: m.tokens_per_byte, lambda _: True, is_full
     )
 
 

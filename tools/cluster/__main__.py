@@ -1,4 +1,4 @@
-"""`make cluster`: the mesh on this machine, for people."""
+"""`make cluster`: the mesh on this machine, for people; `python -m tools.cluster --clear` after one that was killed."""
 
 import argparse
 import asyncio
@@ -8,7 +8,8 @@ from pathlib import Path
 
 from extproc.local.process import StackError
 from extproc.local.stack import ROOT
-from tools.cluster.mesh import MeshSettings, MeshStack
+from tools.cluster.mesh import MeshSettings, MeshStack, clear
+from tools.cluster.network import require_root
 
 _OVERLAYS = ROOT / "overlays"
 
@@ -19,16 +20,29 @@ def main() -> int:
     parser.add_argument("--directory", type=Path, default=Path(".run/cluster"), help="logs, keys and data")
     parser.add_argument("--http-port", type=int, default=8080)
     parser.add_argument("--https-port", type=int, default=8443)
+    parser.add_argument("--number", type=int, default=0, metavar="N", help="of the cluster, where several run here")
+    parser.add_argument("--clear", action="store_true", help="only end what a killed run (or a running one) has left")
     a = parser.parse_args()
     overlay = _OVERLAYS / a.overlay if (_OVERLAYS / a.overlay).is_dir() else Path(a.overlay)
     settings = MeshSettings(
-        directory=a.directory.resolve(), overlay=overlay.resolve(), http_port=a.http_port, https_port=a.https_port
+        directory=a.directory.resolve(),
+        overlay=overlay.resolve(),
+        number=a.number,
+        http_port=a.http_port,
+        https_port=a.https_port,
     )
     try:
-        return asyncio.run(_run(settings))
+        return asyncio.run(_clear(a.number) if a.clear else _run(settings))
     except StackError as error:
         print(f"cluster: {error}", file=sys.stderr)
         return 1
+
+
+async def _clear(number: int) -> int:
+    require_root()
+    await clear(number)
+    print("no pod's process, network or file is left")
+    return 0
 
 
 async def _run(settings: MeshSettings) -> int:

@@ -88,6 +88,13 @@ RECIPES = (
     ),
 )
 
+# Where a cluster's logs and spans go. Only the tests of observability/ need them: `make test-observe` builds them.
+COLLECTION = (
+    Recipe(MODULES / "collector", usual_seconds=80, programs={"collector": "collector"}),
+    Recipe(MODULES / "loki", usual_seconds=330, programs={"loki": "loki"}),
+    Recipe(MODULES / "jaeger", usual_seconds=200, programs={"all-in-one": "jaeger"}),
+)
+
 
 def cache() -> Path:
     return Path(os.environ.get("LLM_MESH_CACHE") or "~/.cache/llm-mesh").expanduser() / "tools"
@@ -105,14 +112,14 @@ def place(recipe: Recipe) -> Path:
         platform.machine(),
     )
     digest = hashlib.sha256(msgspec.json.encode(decisive))
-    for name in ("go.mod", "go.sum"):
-        digest.update((recipe.folder / name).read_bytes())
+    for path in (recipe.folder / "go.mod", recipe.folder / "go.sum", *sorted(recipe.folder.glob("*.go"))):
+        digest.update(path.read_bytes())
     return cache() / f"{recipe.name}-{digest.hexdigest()[:12]}"
 
 
 def tool(name: str) -> Path:
     """The program of this name, such as `kube-apiserver`. Raises MissingToolError."""
-    recipe = next(recipe for recipe in RECIPES if name in recipe.programs.values())
+    recipe = next(recipe for recipe in (*RECIPES, *COLLECTION) if name in recipe.programs.values())
     return _built(recipe, Path("bin", name))
 
 

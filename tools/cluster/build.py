@@ -1,4 +1,5 @@
-"""`make tools`: compiles the pinned Go tools into the cache, each module once.
+"""`make tools`: compiles the pinned Go tools into the cache, each module once; with `collection`, those that only
+`make test-observe` needs.
 
 A build fills a folder of its own and is renamed into place when it is whole, so an interrupted one leaves nothing that
 looks finished; a lock per module lets a second `make tools` wait for the first. The lock ends with its holder.
@@ -22,7 +23,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from extproc.local.process import StackError
 from extproc.orphans import die_with_parent
-from tools.cluster.binaries import RECIPES, Recipe, beside_python, cache, place
+from tools.cluster.binaries import COLLECTION, RECIPES, Recipe, beside_python, cache, place
 
 _VERSION_VARIABLE = "k8s.io/component-base/version.gitVersion"
 _POLL_SECONDS = 0.2
@@ -36,8 +37,9 @@ class BuildError(StackError):
 
 def main() -> int:
     console = Console(highlight=False)
+    recipes = COLLECTION if sys.argv[1:] == ["collection"] else RECIPES
     try:
-        built = [recipe.name for recipe in RECIPES if _build_shown(console, recipe)]
+        built = [recipe.name for recipe in recipes if _build_shown(console, recipe)]
     except StackError as error:
         console.print(f"[red]error:[/red] {escape(str(error))}")
         return 1

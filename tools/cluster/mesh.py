@@ -18,6 +18,7 @@ import trustme
 import yaml
 
 from extproc import config
+from extproc.local.observe import program
 from extproc.local.process import Report, StackError, answers, free_port
 from extproc.local.stack import ROOT, Api, envoy_program, valkey_program
 from tools.cluster import istio
@@ -32,6 +33,7 @@ from tools.cluster.pod import Pod
 
 Json = dict[str, Any]
 SPACE = "llm"
+MONITORING = "monitoring"  # the operator's and Prometheus's, which the component observability counts on
 _GATEWAY = "llm-gateway"
 _ROLLOUT_SECONDS = 120.0
 
@@ -64,7 +66,6 @@ class MeshStack(Api):
         self.envoy_port = 0
         self.network = Network(settings.number)
         self.plane = ControlPlane(settings.directory / "control-plane", report)
-        self._pods = Path(tempfile.mkdtemp(prefix="llm-mesh-pods-"))  # what they write is theirs, and no log
         self.front = Front(Path(envoy_program()), settings.directory, self.http_port, self.https_port)
         self._started = contextlib.AsyncExitStack()  # what runs, to be stopped the other way round
 
@@ -74,9 +75,10 @@ class MeshStack(Api):
         return {"processor": _Logged(self.pods(_GATEWAY)[0], "processor")}
 
     async def start(self) -> None:
-        self._started.callback(shutil.rmtree, self._pods, ignore_errors=True)
-        self._started.push_async_callback(self.network.clear)
+        self._started.push_async_callback(clear, self.settings.number)
         await self.timed("network", self.network.start())
+        forget(self.settings.number)
+        self._pods = Path(tempfile.mkdtemp(prefix=_pods(self.settings.number)))  # what they write is theirs, and no log
         await self._started.enter_async_context(self.plane)
         await self.timed("istio's resources", self._install())
         await self.timed("istiod", self.start_istiod())
@@ -131,8 +133,9 @@ class MeshStack(Api):
     # --- the parts ----------------------------------------------------------------------------------------------------
 
     async def _install(self) -> None:
-        """Volumes for claims that name no class, and all that an administrator installs before an overlay."""
-        await self.plane.create(volumes(("",)))
+        """Volumes for claims that name no class, and all that an administrator installs before an overlay. Of the
+        Prometheus operator that is what it brings to the API server: its kinds and its namespace."""
+        await self.plane.create([*volumes(("",)), namespace(MONITORING)])
         await self.plane.apply_crds()
         await istio.install(self.plane, self.network.host_ip)
 
@@ -182,6 +185,22 @@ class MeshStack(Api):
         return self.pods(app)[0]
 
 
+async def clear(number: int = 0) -> None:
+    """Nothing is left of a cluster that was killed: its pods' processes, networks and files. One that runs is ended."""
+    await Network(number).clear()
+    forget(number)
+
+
+def forget(number: int) -> None:
+    """The files of its pods go."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_pods(number)}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _pods(number: int) -> str:
+    return f"llm-mesh-pods{number}-"
+
+
 class _Logged:
     def __init__(self, pod: Pod, container: str) -> None:
         self.log = pod.log_of(container)
@@ -195,6 +214,8 @@ def images(name: str) -> Image:
     if "valkey" in name:
         programs = {f"/usr/local/bin/{n}": Path(valkey_program(n)) for n in ("valkey-server", "valkey-cli")}
         return Image(("/usr/bin/env",), programs)  # its entrypoint runs what it is given
+    if "prometheus" in name:
+        return Image(("/bin/prometheus",), {"/bin/prometheus": program("prometheus").resolve()})
     if "llm-mesh" in name:
         return Image((str(ROOT / ".venv" / "bin" / "llm-mesh"),))
     raise StackError(f"nothing here stands in for the image {name}")
@@ -218,8 +239,13 @@ def gateway_secret(ca_file: Path) -> str:
 
 
 def only(text: str, kind: str) -> str:
-    """The first object of a kind in an overlay's YAML, as JSON."""
-    return msgspec.json.encode(next(o for o in yaml.load_all(text, yaml.CSafeLoader) if o["kind"] == kind)).decode()
+    """The objects of a kind in an overlay's YAML, as JSON."""
+    found = [o for o in yaml.load_all(text, yaml.CSafeLoader) if o["kind"] == kind]
+    return msgspec.json.encode({"apiVersion": "v1", "kind": "List", "items": found}).decode()
+
+
+def namespace(name: str) -> Json:
+    return {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}
 
 
 def _configuration(text: str) -> bytes:

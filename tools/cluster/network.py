@@ -45,7 +45,7 @@ class Network:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(int(pid), signal.SIGKILL)
             await run("ip", "netns", "del", namespace.name)
-        for link in _LINKS.glob(f"{self.bridge}*"):
+        for link in (*_LINKS.glob(f"{self.bridge}.*"), *_LINKS.glob(self.bridge)):
             with contextlib.suppress(StackError):  # gone with the namespace that held its other end
                 await run("ip", "link", "del", link.name)
 

@@ -22,7 +22,8 @@ from tools.cluster.network import Namespace, Network, run
 Json = dict[str, Any]
 _RESTART_SECONDS = 1.0
 _FILES_SECONDS = 1.0  # after so long a changed ConfigMap has arrived; a kubelet may take a minute
-_CAPTURE = "-p 15001 -z 15006 -u 1337 -g 1337 -m REDIRECT -i * -x  -b * -d 15090,15021,15020"
+_CAPTURE = "-p 15001 -z 15006 -u 1337 -g 1337 -m REDIRECT -x  -d 15090,15021,15020"
+_CAPTURED = {"-i": "includeOutboundIPRanges", "-b": "includeInboundPorts"}  # all, unless an annotation says otherwise
 
 
 class World(msgspec.Struct, frozen=True):
@@ -165,8 +166,11 @@ class Pod:
             self.message = f"{type(error).__name__}: {error}"
             self.world.changed(self)
 
-    def _spawn(self, work: Any) -> None:
-        self._tasks.append(asyncio.create_task(work))
+    def _spawn(self, work: Any) -> asyncio.Task[None]:
+        """A task that ends with the pod at the latest."""
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._tasks.append(task)
+        return task
 
     async def _capture(self) -> None:
         """What Istio's CNI plugin does: traffic of a pod with a sidecar goes through the sidecar."""
@@ -174,7 +178,10 @@ class Pod:
             if state.spec["name"] == "istio-proxy" and "sidecar" in state.spec.get("args", ()):
                 assert self.namespace is not None  # noqa: S101
                 command = ("ip", "netns", "exec", self.namespace.name, str(self.world.pilot_agent), "istio-iptables")
-                await run(*command, *_CAPTURE.split(" "))
+                told = self.manifest["metadata"].get("annotations", {})
+                names = {flag: f"traffic.sidecar.istio.io/{name}" for flag, name in _CAPTURED.items()}
+                captured = [word for flag, name in names.items() for word in (flag, told.get(name, "*"))]
+                await run(*command, *_CAPTURE.split(" "), *captured)
 
     async def _initialize(self, state: State) -> None:
         if podspec.is_native_sidecar(state.spec):
@@ -220,8 +227,14 @@ class Pod:
     def _write_volumes(self) -> None:
         for volume in self.manifest["spec"].get("volumes", ()):
             content = podspec.volume_files(self.manifest, volume, self._lookup, self._token)
-            for name, data in (content or {}).items():
-                path = self._volumes[volume["name"]] / name
+            if content is None:
+                continue
+            root = self._volumes[volume["name"]]
+            for path in [path for path in root.rglob("*") if path.is_file()]:
+                if str(path.relative_to(root)) not in content:
+                    path.unlink()
+            for name, data in content.items():
+                path = root / name
                 if not path.exists() or path.read_bytes() != data:
                     path.parent.mkdir(parents=True, exist_ok=True)
                     fresh = path.with_name(f".{path.name}")
@@ -250,7 +263,7 @@ class Pod:
             try:
                 await self._start(state)
                 assert state.container is not None  # noqa: S101
-                watch = asyncio.create_task(self._watch(state, state.container))
+                watch = self._spawn(self._watch(state, state.container))
                 code = await state.container.wait()
                 watch.cancel()
             except podspec.Missing as missing:

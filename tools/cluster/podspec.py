@@ -19,8 +19,12 @@ class Missing(Exception):  # noqa: N818  what a kubelet calls CreateContainerCon
     """A ConfigMap, a Secret or a key of theirs that is not there."""
 
 
+# Every kubelet sets it, with or without service links. Istio's agent lets others read its certificates where it is set.
+_ALWAYS = {"KUBERNETES_SERVICE_HOST": "10.96.0.1", "KUBERNETES_SERVICE_PORT": "443"}
+
+
 def environment(pod: Json, container: Json, lookup: Lookup) -> dict[str, str]:
-    values: dict[str, str] = {}
+    values = dict(_ALWAYS)
     for entry in container.get("env", ()):
         if "valueFrom" in entry:
             value = _value_from(pod, container, entry["valueFrom"], lookup)

@@ -44,6 +44,7 @@ def bring_up(build: Build, kubectl: Kubectl, console: Console, timeout_seconds: 
     """Everything after the checks. Raises as `run` does."""
     console.print(f"{escape(build.name)} -> {escape(preflight.reachable(kubectl))}")
     preflight.require_kinds(kubectl, build)
+    preflight.require_namespaces(kubectl, build)
     kubectl.apply(build.of("Namespace"))
     preflight.require_secrets(kubectl, build, expected_secrets(build))
     preflight.require_storage(kubectl, build)

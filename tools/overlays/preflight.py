@@ -12,13 +12,18 @@ from tools.overlays.objects import Build, at
 
 _DEFAULT_CLASS = "storageclass.kubernetes.io/is-default-class"
 _BRINGS = {
-    "istio.io": "install Istio 1.31 (istioctl install)",
+    "istio.io": "install Istio 1.27 or newer, with its CNI plugin (docs/deployment.md)",
     "keda.sh": "install KEDA, or leave its component out of the overlay",
-    "monitoring.coreos.com": "install the Prometheus operator, or leave the monitoring component out of the overlay",
+    "monitoring.coreos.com": "install the Prometheus operator, or leave the component observability out of the overlay",
     "cert-manager.io": "install cert-manager, or leave its component out of the overlay",
     "karpenter.sh": "install Karpenter, or leave its component out of the overlay",
     "k8s.aws": "install Karpenter for AWS, or leave its component out of the overlay",
     "admissionregistration.k8s.io": "use Kubernetes 1.30 or newer, or leave the admission component out of the overlay",
+}
+
+
+_OTHERS = {
+    "monitoring": "install the Prometheus operator into it, or leave the component observability out of the overlay"
 }
 
 
@@ -49,6 +54,16 @@ def require_kinds(kubectl: Kubectl, build: Build) -> None:
     lines = [f"  {', '.join(sorted(k))} ({v}): {_how(v)}" for v, k in sorted(missing.items()) if k]
     if lines:
         raise PreflightError("\n".join(["the cluster does not know:", *lines]))
+
+
+def require_namespaces(kubectl: Kubectl, build: Build) -> None:
+    """Raises PreflightError for namespaces that objects name and nobody makes: they are somebody else's."""
+    made = {o["metadata"]["name"] for o in build.of("Namespace")}
+    wanted = {at(o, "metadata", "namespace") for o in build.objects} - made - {None}
+    missing = [name for name in sorted(wanted) if not kubectl.exists("namespace", name, "")]
+    if missing:
+        lines = [f"  {name}: {_OTHERS.get(name, 'make it, or mend the name')}" for name in missing]
+        raise PreflightError("\n".join(["these namespaces are not in the cluster:", *lines]))
 
 
 def require_secrets(kubectl: Kubectl, build: Build, names: Iterable[str]) -> None:

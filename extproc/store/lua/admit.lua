@@ -2,9 +2,10 @@
 -- Everything is checked before anything is charged; a refusal charges nothing.
 -- Returns {outcome, retry_after_ms, missing requests, missing tokens[, cache record, age_ms]}; the caller makes the
 -- levels of it, which costs Redis nothing.
-local HIT, REQUESTS, TOKENS, BUDGET, IN_FLIGHT = 1, 2, 3, 4, 5
+local HIT, REQUESTS, TOKENS, BUDGET, IN_FLIGHT, FULL = 1, 2, 3, 4, 5, 6
 local FLIGHT_MS = 3600000     -- a slot that was never given back frees itself
 local FLIGHT_RETRY_MS = 1000  -- when a slot gets free cannot be known
+local FULL_RETRY_MS = 2000    -- callers come back as spread out as they came
 local SPENT_MS = 8640000000   -- 100 days: a settlement may come after its month has ended
 
 local now = clock()
@@ -37,6 +38,8 @@ if claim.fingerprint ~= '' then
     return {HIT, 0, b[1], b[3], record, math.max(0, now - tonumber(string.sub(record, 1, 13)))}
   end
 end
+
+if claim.cached_only then refuse(FULL, FULL_RETRY_MS) end
 
 if limits.tokens_per_minute > 0 then
   refuse(TOKENS, wait_ms(b[3], claim.tokens, limits.tokens_per_minute, limits.burst_tokens))

@@ -1,8 +1,8 @@
 """What is tried again, and how long an answer may take.
 
-A request that reached a model is not tried again: a prompt that crashes one replica would crash the next, and the
-tokens would be paid for twice. A plain answer has its first byte when it is whole, so no time-out may be shorter than
-the longest silence that the connection manager permits.
+A request that a model has answered, be it with an error, is not tried again: it would be worked on twice. One whose
+replica was lost before a word of the answer came is (docs/chaos.md). A plain answer has its first byte when it is
+whole, so no time-out may be shorter than the longest silence that the connection manager permits.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from extproc.config import Catalogue
 from tools.overlays.checks.routes import destinations
 from tools.overlays.objects import Build, Finding, Json, at, envoy_patches, seconds, title
 
-SAFE = frozenset({"connect-failure", "refused-stream", "reset-before-request", "503", "unavailable"})
+SAFE = frozenset({"connect-failure", "refused-stream", "reset-before-request", "reset", "503", "unavailable"})
 _SILENCE_SECONDS = 300.0  # Envoy's own stream_idle_timeout, where no EnvoyFilter says otherwise
 
 

@@ -14,7 +14,6 @@ _SELECTORS: dict[str, tuple[str, ...]] = {
     "PeerAuthentication": ("spec", "selector", "matchLabels"),
     "RequestAuthentication": ("spec", "selector", "matchLabels"),
     "Telemetry": ("spec", "selector", "matchLabels"),
-    "PodMonitor": ("spec", "selector", "matchLabels"),
     "EnvoyFilter": ("spec", "workloadSelector", "labels"),
     "Sidecar": ("spec", "workloadSelector", "labels"),
     "Gateway": ("spec", "selector"),
@@ -32,6 +31,7 @@ def check(build: Build) -> Iterator[Finding]:
         opt_in = all(key.startswith(_OPT_IN) for key in wanted)
         if not opt_in and not any(matches(wanted, labels) for labels in pods):
             yield Finding(title(o), f"it selects {_words(wanted)}, and no pod of this build is labelled so", "mend it")
+    yield from _pod_monitors(build)
     for o in build.of("ServiceMonitor"):
         wanted = at(o, "spec", "selector", "matchLabels", default={})
         if not any(matches(wanted, at(s, "metadata", "labels", default={})) for s in build.of("Service")):
@@ -41,6 +41,26 @@ def check(build: Build) -> Iterator[Finding]:
             if name != "*" and build.named("ServiceAccount", name) is None:
                 wrong = f"it lets in {_ACCOUNT}{name}, which no ServiceAccount of this build is"
                 yield Finding(title(o), wrong, "mend the principal: it is the caller's ServiceAccount")
+
+
+def _pod_monitors(build: Build) -> Iterator[Finding]:
+    """A monitor that finds no pod, or no such port, is accepted by every API server too."""
+    for o in build.of("PodMonitor"):
+        wanted = at(o, "spec", "selector", "matchLabels", default={})
+        listed = at(o, "spec", "selector", "matchExpressions", default=[])
+        among = {e["key"]: e["values"] for e in listed if e["operator"] == "In"}
+        found = [w for w in build.workloads() if matches(wanted, w.labels) and _among(among, w.labels)]
+        if not found:
+            words = _words(wanted | {key: " or ".join(values) for key, values in among.items()})
+            yield Finding(title(o), f"it selects {words}, and no pod of this build is labelled so", "mend it")
+        for port in filter(None, (e.get("port") for e in at(o, "spec", "podMetricsEndpoints", default=[]))):
+            for w in found:
+                if port not in {p.get("name") for c in w.containers() for p in c.get("ports") or []}:
+                    yield Finding(title(o), f"it asks the port {port}, which {w.title} does not name", "mend it")
+
+
+def _among(wanted: dict[str, list[str]], labels: dict[str, str]) -> bool:
+    return all(labels.get(key) in values for key, values in wanted.items())
 
 
 def _accounts(o: Json) -> set[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from extproc.config import Catalogue, Model
+from extproc.pressure import SHARES
 from tools.overlays.objects import Build, Finding, Json, Workload, at
 
 VERSION = "0.32.0"
@@ -39,6 +40,7 @@ def check(build: Build, catalogue: Catalogue) -> Iterator[Finding]:
             yield from _promises(w, model, server, arguments)
         if is_vllm(server):
             yield from _ending(w, server, arguments)
+            yield from _tools(w, arguments)
 
 
 def server_of(w: Workload) -> Json | None:
@@ -81,6 +83,16 @@ def _flags(w: Workload, server: Json, arguments: Arguments) -> Iterator[Finding]
             yield Finding(w.title, f"{flag} can not be {value}", f"use one of {', '.join(sorted(_CHOICES[flag]))}")
 
 
+def _tools(w: Workload, arguments: Arguments) -> Iterator[Finding]:
+    """vLLM ends at its start with the one without the other, or refuses every request that lets the model choose."""
+    automatic, parser = "--enable-auto-tool-choice" in arguments, "--tool-call-parser" in arguments
+    if automatic and not parser:
+        yield Finding(w.title, "--enable-auto-tool-choice without --tool-call-parser", "name the model's parser")
+    if parser and not automatic:
+        wrong = "--tool-call-parser without --enable-auto-tool-choice: `tools` are refused all the same"
+        yield Finding(w.title, wrong, "set both, or neither")
+
+
 def _ending(w: Workload, server: Json, arguments: Arguments) -> Iterator[Finding]:
     """Answers that run when a pod is told to go are finished, and the kubelet waits for them."""
     patience = int(arguments.get("--shutdown-timeout", "0") or "0")
@@ -109,6 +121,10 @@ def _promises(w: Workload, model: Model, server: Json, arguments: Arguments) -> 
         yield Finding(
             w.title, wrong, f"set --max-model-len={model.context_tokens}, or mend overlays/base/llm-mesh.yaml"
         )
+    queue, most = int(arguments.get("--max-num-queued-reqs", "0") or "0"), model.max_in_flight_per_replica
+    if most and queue < most * SHARES["high"]:
+        wrong = f"--max-num-queued-reqs is {queue or 'not set'}, but callers of high priority may fill {most} × 1.25"
+        yield Finding(w.title, wrong, f"set --max-num-queued-reqs={most * 3 // 2}: replicas that say 503 are ejected")
     if "awq" in arguments.get("--quantization", "") and "awq" not in of.lower():
         wrong = f"--quantization={arguments['--quantization']}, but {of} is no AWQ checkpoint"
         yield Finding(w.title, wrong, "name a checkpoint that was quantised (…-AWQ), or leave --quantization out")

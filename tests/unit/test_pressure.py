@@ -1,0 +1,88 @@
+"""When a model is full, and for whom."""
+
+import msgspec
+from unit_rig import MISTRAL
+
+from extproc.config import Priority
+from extproc.pressure import Pressure, Reading, Readings
+
+MODEL = msgspec.structs.replace(MISTRAL, max_in_flight_per_replica=100)
+NAME = MODEL.name
+
+
+def pressure(*readings: tuple[float, Reading], workers: int = 1) -> Pressure:
+    made = Pressure(workers)
+    for at, reading in readings:
+        made.read(Readings(at, {NAME: reading}))
+    return made
+
+
+def full_for(made: Pressure, now: float = 1.0) -> list[Priority]:
+    priorities: list[Priority] = ["low", "normal", "high"]
+    return [priority for priority in priorities if made.is_full(MODEL, priority, now)]
+
+
+def test_callers_of_low_priority_are_turned_away_first_and_those_of_high_last() -> None:
+    expected = {99: [], 100: ["low"], 199: ["low"], 200: ["low", "normal"], 249: ["low", "normal"]}
+    for count, priorities in expected.items():
+        assert full_for(pressure((1.0, Reading(count, replicas=2)))) == priorities
+    assert full_for(pressure((1.0, Reading(250, replicas=2)))) == ["low", "normal", "high"]
+
+
+def test_a_replica_that_goes_takes_its_room_with_it() -> None:
+    assert full_for(pressure((1.0, Reading(120, replicas=2)))) == ["low"]
+    assert full_for(pressure((1.0, Reading(120, replicas=1)))) == ["low", "normal"]
+
+
+def test_nothing_is_full_while_nothing_is_known() -> None:
+    assert full_for(Pressure(1)) == []
+    assert full_for(pressure((1.0, Reading(10_000, replicas=0)))) == []  # Envoy says itself that there is none
+    assert full_for(pressure((1.0, Reading(10_000, replicas=1))), now=4.1) == []  # the reading is old
+    assert not pressure((1.0, Reading(10_000, replicas=1))).is_full(MISTRAL, "low", 1.0)  # no limit
+
+
+def test_what_was_sent_since_the_reading_counts_once_for_each_worker() -> None:
+    made = pressure((1.0, Reading(50, replicas=1)), workers=2)
+    for n in range(10):
+        made.sent(NAME, 1.0 + n / 100)
+    assert made.under_way(NAME, 1.1) == 70
+    made.read(Readings(1.045, {NAME: Reading(60, replicas=1, total=10)}))
+    assert made.under_way(NAME, 1.045) == 70  # five were sent before the reading and are in it
+
+
+def test_what_ends_between_two_readings_is_expected_to_go_on_ending() -> None:
+    """In a steady state of 500 requests a second, half a reading's time after it as many have come as have gone."""
+    made = Pressure(1)
+    for tick in range(40):
+        at = 1 + tick / 10
+        made.read(Readings(at, {NAME: Reading(100, replicas=1, total=100 + 50 * tick)}))
+        for n in range(1, 26):
+            made.sent(NAME, at + n / 500)
+        assert 100 <= made.under_way(NAME, at + 0.05) <= 125
+    assert abs(made.under_way(NAME, at + 0.05) - 100) < 1
+
+
+def test_a_replica_that_is_gone_takes_its_total_along_and_nothing_ends_backwards() -> None:
+    made = pressure((1.0, Reading(10, 2, total=1000)), (1.1, Reading(10, 1, total=400)))
+    assert made.under_way(NAME, 2.0) == 10
+
+
+def test_the_other_gateways_requests_count_too() -> None:
+    made = pressure((1.0, Reading(50, replicas=1)))
+    made.elsewhere({NAME: 50, "other": 1000})
+    assert full_for(made) == ["low", "normal"]
+    assert made.in_flight() == {NAME: 50}  # what they are told is ours alone
+
+
+def test_a_model_that_envoy_does_not_know_any_more_is_forgotten() -> None:
+    made = pressure((1.0, Reading(1000, replicas=1)))
+    made.read(Readings(1.1, {}))
+    assert full_for(made, 1.1) == []
+    assert made.in_flight() == {}
+
+
+def test_memory_is_bounded_where_no_reading_ever_comes() -> None:
+    made = Pressure(1)
+    for n in range(20_000):
+        made.sent(NAME, float(n))
+    assert made.under_way(NAME, 0.0) == 10_000
