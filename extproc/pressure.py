@@ -8,6 +8,7 @@ Callers of low priority are turned away first, those of high priority last.
 Pure: no IO, and `now` (seconds) comes in. envoy_clusters.py fetches the readings.
 """
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Mapping
 
@@ -18,7 +19,7 @@ from extproc.config import Model, Priority
 SHARES: dict[Priority, float] = {"low": 0.5, "normal": 1.0, "high": 1.25}  # of a model's room that each may fill
 _STALE_SECONDS = 3.0  # an older reading says nothing: better to send on than to turn away for no reason
 _REMEMBERED = 10_000  # readings may never come
-_WEIGHT = 0.3  # of one reading in the rate at which requests end
+_KEPT = 0.9  # of what earlier readings said about how long requests take
 
 
 class Reading(msgspec.Struct, frozen=True):
@@ -41,15 +42,33 @@ class _Model:
 
     def __init__(self) -> None:
         self.reading = Reading()
-        self.ending = 0.0  # requests a second, lately
         self.sent: deque[float] = deque(maxlen=_REMEMBERED)  # when, by this worker, since the reading
+        self._busy = self._ended = 0.0  # request-seconds, and requests that ended, of the last readings that saw any
+
+    @property
+    def seconds(self) -> float:
+        """How long a request takes: by Little's law, what is under way by what ends. 0 where nothing was seen yet."""
+        if self._ended:
+            return self._busy / self._ended
+        return math.inf if self._busy else 0.0
 
     def read(self, reading: Reading, at: float, seconds: float) -> None:
-        ended = reading.total - self.reading.total - reading.in_flight + self.reading.in_flight
-        if seconds > 0:
-            self.ending += _WEIGHT * (max(0, ended) / seconds - self.ending)
+        ended = max(0, reading.total - self.reading.total - reading.in_flight + self.reading.in_flight)
+        if seconds and (ended or reading.in_flight):
+            self._busy = _KEPT * self._busy + reading.in_flight * seconds
+            self._ended = _KEPT * self._ended + ended
         self.reading = reading
-        while self.sent and self.sent[0] <= at:
+        self._forget(at)
+
+    def under_way(self, since: float, now: float, workers: int) -> int:
+        """Of those that were read some have ended since, and of those that were sent the ones that take no longer."""
+        takes = self.seconds
+        self._forget(now - takes)
+        left = self.reading.in_flight * (max(0.0, 1 - since / takes) if takes else 1.0)
+        return round(left) + len(self.sent) * workers
+
+    def _forget(self, until: float) -> None:
+        while self.sent and self.sent[0] <= until:
             self.sent.popleft()
 
 
@@ -86,10 +105,8 @@ class Pressure:
 
     def under_way(self, model: str, now: float) -> int:
         """At all its replicas, from all gateways: what was read, what was sent since, less what has ended since."""
-        known = self._models[model]
-        since = min(now - self._at, _STALE_SECONDS)
-        here = known.reading.in_flight + len(known.sent) * self._workers - known.ending * since
-        return max(0, round(here)) + self._elsewhere.get(model, 0)
+        here = self._models[model].under_way(min(now - self._at, _STALE_SECONDS), now, self._workers)
+        return here + self._elsewhere.get(model, 0)
 
     def is_full(self, model: Model, priority: Priority, now: float) -> bool:
         """Whether this caller's request is one too many. False as long as nothing is known, and for a model without any

@@ -120,10 +120,11 @@ METERING = (
     ),
     Alert(
         "LlmReceiptsDropped",
-        "sum(increase(envoy_access_logs_grpc_access_log_logs_dropped[10m])) > 0",
+        "sum(increase(envoy_access_logs_grpc_access_log_logs_dropped[10m])"
+        " + increase(envoy_access_logs_grpc_access_log_grpc_entries_flush_failed[10m])) > 0",
         "0s",
         "warning",
-        "Envoy dropped {{ $value | humanize }} receipts in 10 minutes: their requests are charged the estimate.",
+        "Envoy lost {{ $value | humanize }} receipts in 10 minutes: their requests are charged the estimate.",
     ),
     Alert(
         "LlmSettlementsDropped",

@@ -139,6 +139,9 @@ def _parts() -> list[Any]:
             "short",
             Query("sum(rate(envoy_access_logs_grpc_access_log_logs_written[$__rate_interval]))", "sent/s"),
             Query("sum(rate(envoy_access_logs_grpc_access_log_logs_dropped[$__rate_interval]))", "dropped/s"),
+            Query(
+                "sum(rate(envoy_access_logs_grpc_access_log_grpc_entries_flush_failed[$__rate_interval]))", "unsent/s"
+            ),
             Query("sum by (result) (rate(llm_settlements_total[$__rate_interval]))", "{{result}}/s"),
             width=THIRD,
         ),

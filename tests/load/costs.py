@@ -90,7 +90,7 @@ def columns(cost: Cost) -> list[tuple[str, dict[str, float], int]]:
         ("cores", cost.cores, 2),
         ("µs a request", cost.us_per_request, 0),
         ("µs a chunk", cost.us_per_chunk, 1),
-        ("µs a chunk alone", cost.plateau.us_per_chunk if cost.plateau else {}, 1),
+        ("µs alone", cost.plateau.us_per_chunk if cost.plateau else {}, 1),
         ("MB before", cost.megabytes_before, 1),
         ("MB at most", cost.megabytes_most, 1),
         ("kB a stream", cost.kilobytes_per_stream, 1),

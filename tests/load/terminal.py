@@ -108,7 +108,7 @@ def _volume(runs: Mapping[str, Found]) -> Table:
 
 
 def _cost(name: str, cost: Cost) -> Table:
-    table = _table(*(title.replace(" ", "\n") for title, _, _ in columns(cost)))
+    table = _table(*(title.replace(" ", "\n", 1) for title, _, _ in columns(cost)))
     for row in rows(cost):
         table.add_row(*row)
     table.caption = f"CPU and memory, {name}"

@@ -18,6 +18,8 @@ _HOURS_30 = 1800
 _HPA, _H = "kube_horizontalpodautoscaler", '{namespace="llm", horizontalpodautoscaler="h"}'
 _ROUTE = 'envoy_http_conn_manager_prefix="gateway"'
 
+_DROPPED = "envoy_access_logs_grpc_access_log_logs_dropped"
+_UNSENT = "envoy_access_logs_grpc_access_log_grpc_entries_flush_failed"
 CASES = (
     Case("LlmProcessorDown", {'up{job="processor", instance="a"}': DOWN}, {'up{job="processor", instance="a"}': UP}),
     Case(  # one of two is away: others serve
@@ -104,8 +106,13 @@ CASES = (
     Case("LlmReservationsUnsettled", {"llm_reservations_unsettled": "21x60"}, {"llm_reservations_unsettled": "20x60"}),
     Case(
         "LlmReceiptsDropped",
-        {"envoy_access_logs_grpc_access_log_logs_dropped": "0x33 7x60"},
-        {"envoy_access_logs_grpc_access_log_logs_dropped": "0x20 7x60"},
+        {_DROPPED: "0x33 7x60", _UNSENT: "0x60"},
+        {_DROPPED: "0x20 7x60", _UNSENT: "0x20 7x60"},
+    ),
+    Case(
+        "LlmReceiptsDropped",
+        {_DROPPED: "0x60", _UNSENT: "0x33 7x60"},
+        {_DROPPED: "0x20 7x60", _UNSENT: "0x20 7x60"},
     ),
     Case(
         "LlmSettlementsDropped",

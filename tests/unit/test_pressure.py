@@ -42,29 +42,53 @@ def test_nothing_is_full_while_nothing_is_known() -> None:
 
 
 def test_what_was_sent_since_the_reading_counts_once_for_each_worker() -> None:
-    made = pressure((1.0, Reading(50, replicas=1)), workers=2)
+    made = pressure((0.9, Reading(50, replicas=1, total=50)), (1.0, Reading(50, replicas=1, total=50)), workers=2)
     for n in range(10):
         made.sent(NAME, 1.0 + n / 100)
     assert made.under_way(NAME, 1.1) == 70
-    made.read(Readings(1.045, {NAME: Reading(60, replicas=1, total=10)}))
+    made.read(Readings(1.045, {NAME: Reading(60, replicas=1, total=60)}))
     assert made.under_way(NAME, 1.045) == 70  # five were sent before the reading and are in it
 
 
-def test_what_ends_between_two_readings_is_expected_to_go_on_ending() -> None:
-    """In a steady state of 500 requests a second, half a reading's time after it as many have come as have gone."""
+def test_in_a_steady_state_as_many_have_come_as_have_gone() -> None:
+    """500 requests a second that take 0.2 s: 100 are under way, whenever one looks."""
     made = Pressure(1)
     for tick in range(40):
         at = 1 + tick / 10
         made.read(Readings(at, {NAME: Reading(100, replicas=1, total=100 + 50 * tick)}))
         for n in range(1, 26):
             made.sent(NAME, at + n / 500)
-        assert 100 <= made.under_way(NAME, at + 0.05) <= 125
-    assert abs(made.under_way(NAME, at + 0.05) - 100) < 1
+    assert abs(made.under_way(NAME, at + 0.05) - 100) <= 1
+
+
+def test_a_burst_for_a_model_that_answers_at_once_is_no_load() -> None:
+    made = pressure(*((1 + tick / 10, Reading(0, replicas=1, total=10 * tick)) for tick in range(5)))
+    for _ in range(1000):
+        made.sent(NAME, 1.45)
+    assert full_for(made, 1.45) == []
+
+
+def test_the_first_burst_is_sent_on_and_seen_in_the_next_reading() -> None:
+    made = pressure((1.0, Reading(0, replicas=1)))
+    for _ in range(100):
+        made.sent(NAME, 1.01)
+    assert full_for(made, 1.05) == []
+    made.read(Readings(1.1, {NAME: Reading(100, replicas=1, total=100)}))
+    assert full_for(made, 1.1) == ["low", "normal"]
+
+
+def test_a_model_that_gets_slower_fills_up() -> None:
+    made = pressure(*((1 + tick / 10, Reading(0, replicas=1, total=10 * tick)) for tick in range(5)))
+    for tick in range(10):  # nothing ends any more
+        made.read(Readings(1.5 + tick / 10, {NAME: Reading(50, replicas=1, total=90)}))
+    for _ in range(60):
+        made.sent(NAME, 2.42)
+    assert full_for(made, 2.45) == ["low", "normal"]
 
 
 def test_a_replica_that_is_gone_takes_its_total_along_and_nothing_ends_backwards() -> None:
     made = pressure((1.0, Reading(10, 2, total=1000)), (1.1, Reading(10, 1, total=400)))
-    assert made.under_way(NAME, 2.0) == 10
+    assert made.under_way(NAME, 1.2) == 10
 
 
 def test_the_other_gateways_requests_count_too() -> None:
@@ -81,8 +105,8 @@ def test_a_model_that_envoy_does_not_know_any_more_is_forgotten() -> None:
     assert made.in_flight() == {}
 
 
-def test_memory_is_bounded_where_no_reading_ever_comes() -> None:
-    made = Pressure(1)
+def test_memory_is_bounded_where_no_reading_comes_any_more() -> None:
+    made = pressure((0.9, Reading(1, replicas=1, total=1)), (1.0, Reading(1, replicas=1, total=1)))
     for n in range(20_000):
-        made.sent(NAME, float(n))
-    assert made.under_way(NAME, 0.0) == 10_000
+        made.sent(NAME, 2.0 + n)
+    assert made.under_way(NAME, 3.0) == 10_001
