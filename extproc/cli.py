@@ -60,9 +60,20 @@ def _add_serve(p: argparse.ArgumentParser) -> None:
     p.add_argument("--redis-timeout-ms", type=int, default=100)
     p.add_argument("--request-log", action="store_true", help="one JSON line a request on standard output")
     p.add_argument(
-        "--envoy-admin", default="", metavar="HOST:PORT", help="Envoy's, to notice full models; default: they are not"
+        "--envoy-admin",
+        default="",
+        type=_host_port,
+        metavar="HOST:PORT",
+        help="Envoy's, to notice full models; default: they are not",
     )
     p.set_defaults(run=_serve)
+
+
+def _host_port(text: str) -> str:
+    host, _, port = text.rpartition(":")
+    if text and not (host and "/" not in host and port.isdecimal() and int(port) < 65_536):
+        raise argparse.ArgumentTypeError(f"`{text}` is no HOST:PORT")
+    return text
 
 
 def _serve(a: argparse.Namespace) -> int:

@@ -18,12 +18,13 @@ from extproc.pressure import Reading, Readings
 
 log = logging.getLogger("llm-mesh")
 INTERVAL_SECONDS = 0.1
+_SHARE = 0.1  # of a core, at most: in a mesh of many services the answer is long
 _TIMEOUT_SECONDS = 2.0
 _PATIENCE = 100  # tries: the processor is up before its Envoy
-# model-NAME in the local stack; outbound|PORT|SUBSET|NAME.NAMESPACE.svc… under Istio, of which only the subsets are
-# routed to: the cluster without one lists the same replicas once more.
+# model-NAME in the local stack; outbound|PORT|SUBSET|NAME.llm.svc… under Istio, of which only the subsets are routed
+# to: the cluster without one lists the same replicas once more.
 _LINE = re.compile(
-    r"^(?:model-(?P<local>[^:|]+)|outbound\|\d+\|[^|:]+\|(?P<service>[^.:]+)\.[^:]+)"
+    r"^(?:model-(?P<local>[^:|]+)|outbound\|8000\|(?P<subset>[^|:]+)\|(?P<service>[^.:]+)\.llm\.svc[^:]*)"
     r"::.+?::(?:(?P<what>rq_active|rq_total)::(?P<count>\d+)|health_flags::(?P<flags>.*))$",
     re.MULTILINE,
 )
@@ -31,14 +32,20 @@ _LINE = re.compile(
 
 def readings(text: str, at: float) -> Readings:
     """From the plain text of `/clusters`."""
-    found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    found: defaultdict[str, defaultdict[str, Counter[str]]] = defaultdict(lambda: defaultdict(Counter))
     for line in _LINE.finditer(text):
-        sums = found[line["local"] or line["service"]]
+        sums = found[line["local"] or line["service"]][line["subset"] or ""]
         if line["what"]:
             sums[line["what"]] += int(line["count"])
         else:
             sums["healthy"] += line["flags"] == "healthy"
-    return Readings(at, {m: Reading(s["rq_active"], s["healthy"], s["rq_total"]) for m, s in found.items()})
+    return Readings(
+        at,
+        {
+            model: {arm: Reading(sums["rq_active"], sums["healthy"], sums["rq_total"]) for arm, sums in arms.items()}
+            for model, arms in found.items()
+        },
+    )
 
 
 async def watch(admin: str, file: Path) -> None:
@@ -46,20 +53,20 @@ async def watch(admin: str, file: Path) -> None:
     import aiohttp  # noqa: PLC0415  workers, who read the file, have no use for it
 
     misses = 0
-    async with aiohttp.ClientSession(
-        f"http://{admin}", timeout=aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
-    ) as session:
+    patience = aiohttp.ClientTimeout(total=_TIMEOUT_SECONDS)
+    async with aiohttp.ClientSession(timeout=patience) as session:
         while True:
+            at, spent = time.monotonic(), time.process_time()
             try:
-                async with session.get("/clusters") as answer:
+                async with session.get(f"http://{admin}/clusters") as answer:
                     answer.raise_for_status()
-                    _write(file, readings(await answer.text(), time.monotonic()))
+                    _write(file, readings(await answer.text(), at))
                 misses = 0
-            except (aiohttp.ClientError, TimeoutError) as error:
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 misses += 1
                 if misses == _PATIENCE:
                     log.warning("Envoy's admin port %s says nothing: %s. Full models are not noticed.", admin, error)
-            await asyncio.sleep(INTERVAL_SECONDS)
+            await asyncio.sleep(max(INTERVAL_SECONDS, (time.process_time() - spent) / _SHARE))
 
 
 def _write(file: Path, found: Readings) -> None:

@@ -82,6 +82,7 @@ async def serve(options: Options) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
+    worker.read_load()
     await worker.poll()
     server.add_insecure_port(options.bind)
     if options.bind.startswith("unix:"):
@@ -162,7 +163,10 @@ async def _every_second(worker: Worker, settler: Settler, parent: int, stopping:
 async def _watch_load(worker: Worker) -> None:
     while True:
         await asyncio.sleep(_LOAD_SECONDS)
-        worker.read_load()
+        try:
+            worker.read_load()
+        except Exception:
+            log.exception("housekeeping failed")
 
 
 async def _every_half_minute(worker: Worker) -> None:

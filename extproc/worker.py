@@ -137,11 +137,11 @@ class Worker:
             metrics.UNSETTLED.set(shared.unsettled)
             await self._share_load()
         metrics.STORE_UP.set(self.store_up)
-        down = self.health.down()
+        down, now = self.health.down(), time.monotonic()
         for name, model in self.catalogue.models.items():
             metrics.MODEL_UP.labels(name).set(name not in down)
-            metrics.IN_FLIGHT.labels(name).set(self.pressure.under_way(name, time.monotonic()))
-            metrics.ROOM.labels(name).set(model.max_in_flight_per_replica * self.pressure.replicas(name))
+            metrics.IN_FLIGHT.labels(name).set(self.pressure.under_way(name, now))
+            metrics.ROOM.labels(name).set(self.pressure.room(model, now))
 
     async def _share_ratios(self, shared: dict[str, float]) -> None:
         learned, self._learned = self._learned, set()
@@ -155,7 +155,9 @@ class Worker:
     async def _share_load(self) -> None:
         if self.options.load_file:
             with contextlib.suppress(StoreUnavailable):
-                self.pressure.elsewhere(await self.store.share_load(self.options.gateway, self.pressure.in_flight()))
+                ours = self.pressure.in_flight(time.monotonic())
+                others = await self.store.share_load(self.options.gateway, ours)
+                self.pressure.elsewhere(others, time.monotonic())
 
     def read_load(self) -> None:
         """Several times a second: what Envoy said since."""
@@ -180,6 +182,8 @@ class Worker:
         metrics.WORKER_LAG.set(lag_seconds)
 
     def adopt(self, catalogue: config.Catalogue) -> None:
+        for name in self.catalogue.models.keys() - catalogue.models.keys():
+            metrics.ROOM.labels(name).set(0)  # its gauges are not set any more, and it is to raise no alarm
         self.catalogue = catalogue
         self.keys.grace_seconds = catalogue.config.key_grace_seconds
         self.health.down_ms = catalogue.config.down_seconds * 1000

@@ -189,10 +189,10 @@ MODELS = (
     ),
     Alert(
         "LlmModelFull",
-        "max by (model) (llm_model_in_flight) >= (max by (model) (llm_model_room) > 0)",
+        "max by (model) (avg_over_time(llm_model_in_flight[2m])) >= 0.9 * (max by (model) (llm_model_room) > 0)",
         "2m",
         "warning",
-        "{{ $labels.model }} has {{ $value | humanize }} requests under way, as many as it takes: others get 503.",
+        "{{ $labels.model }} has {{ $value | humanize }} requests under way and takes no more: callers get 503.",
     ),
     Alert(
         "LlmKvCacheFull",

@@ -24,6 +24,7 @@ from extproc.local.process import Child, StackError, answers, free_port
 from extproc.local.stack import Settings, Stack, envoy_program
 
 HERE = Path(__file__).parent
+CONFIG = HERE / "llm-mesh.yaml"
 DIRECT, ENVOY, PLATFORM = "direct", "Envoy only", "platform"
 PROCESSOR = "processor"
 MESSAGES = "messages"
@@ -45,6 +46,7 @@ class Rig:
         pinned: bool = False,
         workers: int = 1,
         beside: bool = True,
+        config: Path = CONFIG,
     ) -> None:
         self.pinned = pinned
         self.beside = beside
@@ -52,7 +54,7 @@ class Rig:
         self.parts: dict[str, list[psutil.Process]] = {}
         self.backend: Child | None = None
         simulated = ("--no-enable-prefix-caching", "--max-num-seqs", "100000", *simulator)
-        settings = Settings(directory, HERE / "llm-mesh.yaml", workers=workers, simulator=simulated, drain_seconds=0.1)
+        settings = Settings(directory, config, workers=workers, simulator=simulated, drain_seconds=0.1)
         if fixed:
             port = free_port()
             settings = msgspec.structs.replace(settings, backend=f"http://127.0.0.1:{port}")

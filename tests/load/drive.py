@@ -52,7 +52,9 @@ async def _place(scenario: Scenario, arguments: argparse.Namespace) -> AsyncIter
         yield Deployed(arguments.base_url, arguments.api_key, arguments.ca_file, arguments.model)
         return
     with tempfile.TemporaryDirectory(prefix="llm-mesh-load-") as folder:
-        async with Rig(Path(folder), scenario.simulator, workers=arguments.workers, beside=False) as rig:
+        async with Rig(
+            Path(folder), scenario.simulator, workers=arguments.workers, beside=False, config=scenario.config
+        ) as rig:
             yield Local(rig)
 
 

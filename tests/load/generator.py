@@ -22,7 +22,7 @@ from agenda import Agenda
 from links import Answer, Link, clock
 from orders import Line, Order, Progress, Result
 from quantiles import spread
-from records import GOOD, REFUSED
+from records import GOOD, REFUSALS, REFUSED
 from sums import summary
 
 _AHEAD_SECONDS = 0.05  # from the plan's making to its start
@@ -144,7 +144,7 @@ class Run:
             records.hit[number] = answer.hit
             records.prompt_tokens[number], records.completion_tokens[number] = answer.tokens(stream=stream)
             self.end(number, GOOD)
-        elif answer.status == 429 and self.agenda.traffics[records.traffic[number]].may_be_refused:
+        elif answer.status in REFUSALS and self.agenda.traffics[records.traffic[number]].may_be_refused:
             self.refused += 1
             records.told_to_wait[number] = answer.wait
             self.end(number, REFUSED)

@@ -14,7 +14,7 @@ class Traffic(msgspec.Struct, frozen=True):
     arrivals: Arrivals
     questions: Questions = Questions()
     stream: bool = True
-    may_be_refused: bool = False  # with 429 and retry-after
+    may_be_refused: bool = False  # with 429 or 503, and retry-after
 
 
 class Order(msgspec.Struct, frozen=True):

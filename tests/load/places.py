@@ -50,8 +50,8 @@ class Local:
     def __init__(self, rig: Rig) -> None:
         self._rig = rig
 
-    async def key(self, tenant: str, **limits: int) -> str:
-        return await self._rig.stack.create_key(tenant=tenant, limits=limits)
+    async def key(self, tenant: str, priority: str = "", **limits: int) -> str:
+        return await self._rig.stack.create_key(tenant=tenant, limits=limits, priority=priority)
 
     def ask(self, key: str, words: int = 60, **fields: object) -> dict[str, bytes]:
         return chat(key, words, **fields)
@@ -117,9 +117,9 @@ class Deployed:
         self._path = parts.path.rstrip("/").removesuffix("/v1") + PATH
         self._key, self._ca_file, self._model = key, ca_file, model
 
-    async def key(self, _tenant: str, **limits: int) -> str:
-        if limits:
-            raise StackError("this scenario needs keys with limits of its own: it runs on the local stack only")
+    async def key(self, _tenant: str, priority: str = "", **limits: int) -> str:
+        if limits or priority:
+            raise StackError("this scenario needs keys of its own: it runs on the local stack only")
         return self._key
 
     def ask(self, key: str, words: int = 60, **fields: object) -> dict[str, bytes]:

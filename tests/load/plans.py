@@ -2,12 +2,13 @@
 
 import secrets
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import msgspec
 from orders import Traffic
 from places import Place
-from promises import Promise, at_once, counters, fair, hits, no_errors, no_later, soon
-from rig import DIRECT, PLATFORM
+from promises import Promise, at_once, counters, fair, hits, no_errors, no_later, sheds, soon, unharmed
+from rig import CONFIG, DIRECT, PLATFORM
 from schedule import Arrivals, Questions, Stage, constant, due_times, numbers, repeated
 
 _COMPARED_SECONDS = 60.0  # a long scenario asks the bare backend for so long
@@ -41,6 +42,7 @@ class Plan(msgspec.Struct, frozen=True):
 class Scenario(msgspec.Struct, frozen=True):
     draw: Callable[[Place, Wish], Awaitable[Plan]]
     simulator: tuple[str, ...]  # arguments of the backend
+    config: Path = CONFIG
 
     @property
     def about(self) -> str:
@@ -170,6 +172,33 @@ async def prompts(place: Place, wish: Wish) -> Plan:
     return Plan(_beside(place, traffics, seconds), (no_errors, counters, no_later), patience_seconds=60)
 
 
+SEQUENCES, _TOKENS, _TOKEN_SECONDS = 64, 20, 0.02  # of the only replica, and of an answer there
+CAPACITY = SEQUENCES / (_TOKENS * _TOKEN_SECONDS)  # requests a second
+
+
+async def overload(place: Place, wish: Wish) -> Plan:
+    """A replica that decodes 64 requests at once, 160 a second: half of that for half a minute, then twice as much as
+    it can. One caller in twenty has priority."""
+    seconds = wish.seconds or 30
+    keys = {name: await place.key(name, priority=name) for name in ("high", "normal")}
+
+    def traffics(load: float) -> tuple[Traffic, ...]:
+        rates = {"high": CAPACITY / 20, "normal": load * CAPACITY - CAPACITY / 20}
+        return tuple(
+            Traffic(
+                name,
+                **place.ask(keys[name], max_tokens=_TOKENS, **_STREAM),
+                arrivals=constant(rate, seconds, seed),
+                questions=Questions(fresh()),
+                may_be_refused=load > 1 and name == "normal",
+            )
+            for seed, (name, rate) in enumerate(rates.items(), 30)
+        )
+
+    legs = (Leg("half", PLATFORM, traffics(0.5)), Leg("twice", PLATFORM, traffics(2.0)))
+    return Plan(legs, (no_errors, sheds("normal", CAPACITY * seconds), unharmed("high"), soon, counters))
+
+
 def _timing(prefill_us: float, decode_ms: float) -> tuple[str, ...]:
     return ("--prefill-us-per-token", str(prefill_us), "--decode-ms-per-token", str(decode_ms))
 
@@ -181,4 +210,9 @@ SCENARIOS = {
     "cache": Scenario(cache, _timing(200, 15)),
     "tenants": Scenario(tenants, _timing(200, 15)),
     "prompts": Scenario(prompts, _timing(10, 15)),
+    "overload": Scenario(
+        overload,
+        (*_timing(0, _TOKEN_SECONDS * 1000), "--max-num-seqs", str(SEQUENCES)),
+        Path(__file__).parent / "overload.yaml",
+    ),
 }

@@ -148,9 +148,34 @@ def fair(greedy: str, allowance: float, burst: float) -> Promise:
     return promise
 
 
+def sheds(refused: str, capacity: float) -> Promise:
+    """At twice the capacity nine tenths of it are answered, and the others are told when to come back."""
+
+    def promise(runs: Runs) -> list[Verdict]:
+        told = [*runs.values()][-1].result.summary
+        share, away = told.all.good / capacity, told.by_traffic[refused]
+        return [
+            Verdict("answered, of what fits", "> 90 %", f"{share:.0%}", share > 0.9),
+            Verdict("refused", "some", f"{away.refused:,} of {away.requests:,}", away.refused > 0),
+            Verdict("… without retry-after", "0", f"{away.refused_without_wait:,}", away.refused_without_wait == 0),
+        ]
+
+    return promise
+
+
+def unharmed(name: str) -> Promise:
+    """Callers of this kind wait as long in the last run as in the first."""
+
+    def promise(runs: Runs) -> list[Verdict]:
+        first, *_, last = (run.result.summary.by_traffic[name] for run in runs.values())
+        return [_unmoved(name, first, last)]
+
+    return promise
+
+
 def _unmoved(name: str, alone: Sum, beside: Sum) -> Verdict:
     assert alone.ttft is not None
     assert beside.ttft is not None
     more = beside.ttft.p95 - alone.ttft.p95
     words = f"{alone.ttft.p95:.1f} → {beside.ttft.p95:.1f} ms"
-    return Verdict(f"TTFT p95 of {name} beside it", f"< {ADDED_TTFT_MS:.0f} ms more", words, more < ADDED_TTFT_MS, True)
+    return Verdict(f"TTFT p95 of {name}, added", f"< {ADDED_TTFT_MS:.0f} ms more", words, more < ADDED_TTFT_MS, True)

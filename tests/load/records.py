@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from quantiles import Spread
 
+REFUSALS = {429, 503}  # the caller's limit, the model's room
 PENDING, GOOD, REFUSED = 0, 1, 2  # outcomes; the kinds of errors come after them
 
 

@@ -21,7 +21,7 @@ class Sum(msgspec.Struct, frozen=True):
     requests: int
     good: int
     refused: int
-    refused_without_wait: int  # 429 that did not say when to come back
+    refused_without_wait: int  # and not told when to come back
     failed: int
     hits: int  # answers out of the cache, as they say themselves
     prompt_tokens: int

@@ -186,8 +186,9 @@ CASES = (
     ),
     Case(
         "LlmModelFull",
-        {'llm_model_in_flight{model="m"}': "64x60", 'llm_model_room{model="m"}': "64x60"},
-        {'llm_model_in_flight{model="m"}': "63x60", 'llm_model_room{model="m"}': "64x60"},
+        # callers are turned away, so it is seldom quite full
+        {'llm_model_in_flight{model="m"}': "64 60 58 62 58 63 56 64 60 58x60", 'llm_model_room{model="m"}': "64x70"},
+        {'llm_model_in_flight{model="m"}': "64 40 50x60", 'llm_model_room{model="m"}': "64x70"},
         {"model": "m"},
     ),
     Case(  # a model without a limit

@@ -39,11 +39,18 @@ ISTIO = "".join(
 
 def test_requests_and_healthy_replicas_are_summed_by_model() -> None:
     found = readings(LOCAL, 5.0)
-    assert found == Readings(5.0, {"llama2": Reading(in_flight=8, replicas=1, total=100)})
+    assert found == Readings(5.0, {"llama2": {"": Reading(in_flight=8, replicas=1, total=100)}})
 
 
 def test_under_istio_the_subsets_count_and_the_whole_service_does_not() -> None:
-    assert readings(ISTIO, 5.0).models == {"mistral": Reading(in_flight=5, replicas=2, total=50)}
+    assert readings(ISTIO, 5.0).models == {
+        "mistral": {"stable": Reading(in_flight=4, replicas=1, total=40), "canary": Reading(1, 1, 10)}
+    }
+
+
+@pytest.mark.parametrize("other", ["|9000|stable|mistral.llm.svc", "|8000|stable|mistral.team-b.svc"])
+def test_another_port_and_another_namespace_are_no_model_of_ours(other: str) -> None:
+    assert readings(f"outbound{other}.cluster.local::10.0.0.9:8000::rq_active::7\n", 5.0).models == {}
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "model-x::1.2.3.4:5::rq_active::", "outbound|1||a::h::rq_active::1"])

@@ -124,7 +124,9 @@ def _promises(w: Workload, model: Model, server: Json, arguments: Arguments) -> 
     queue, most = int(arguments.get("--max-num-queued-reqs", "0") or "0"), model.max_in_flight_per_replica
     if most and queue < most * SHARES["high"]:
         wrong = f"--max-num-queued-reqs is {queue or 'not set'}, but callers of high priority may fill {most} × 1.25"
-        yield Finding(w.title, wrong, f"set --max-num-queued-reqs={most * 3 // 2}: replicas that say 503 are ejected")
+        yield Finding(
+            w.title, wrong, f"set --max-num-queued-reqs={-(-most * 3 // 2)}: replicas that say 503 are ejected"
+        )
     if "awq" in arguments.get("--quantization", "") and "awq" not in of.lower():
         wrong = f"--quantization={arguments['--quantization']}, but {of} is no AWQ checkpoint"
         yield Finding(w.title, wrong, "name a checkpoint that was quantised (…-AWQ), or leave --quantization out")
