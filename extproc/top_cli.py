@@ -28,6 +28,10 @@ class TopError(LlmMeshError):
     """The admin port does not answer as it should; the message says what to do."""
 
 
+class WrongTokenError(TopError):
+    """It will not get better, and each further try counts as a guess: others at this address would have to wait."""
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     url = os.environ.get("LLM_MESH_ADMIN", "http://127.0.0.1:9001")
     parser.add_argument("--admin", default=url, metavar="URL", help=f"the admin port (or LLM_MESH_ADMIN; {url})")
@@ -62,6 +66,8 @@ async def _watch(root: str, token: str) -> int:
                 trouble = ""
                 try:
                     frame = await _ask(session, root, frame.live.time_ms - 1000 * TREND_SECONDS)
+                except WrongTokenError:
+                    raise
                 except TopError as error:
                     trouble = str(error)
                 screen.update(draw(frame, screen.console.width, trouble), refresh=True)
@@ -76,6 +82,8 @@ async def _ask(session: aiohttp.ClientSession, root: str, since_ms: int = 0) -> 
     live = msgspec.json.decode(await _get(session, f"{root}/console/api/live?since={since_ms}"), type=Live)
     try:
         usage = msgspec.json.decode(await _get(session, f"{root}/console/api/usage?by=tenant&span=today"), type=Usage)
+    except WrongTokenError:
+        raise
     except TopError as error:
         return Frame(live, None, str(error))
     return Frame(live, usage)
@@ -89,14 +97,14 @@ async def _get(session: aiohttp.ClientSession, url: str) -> bytes:
         raise TopError(f"{url} does not answer: {error or type(error).__name__}") from error
     if response.status == 200:
         return body
+    if response.status == 401:
+        raise WrongTokenError(f"{url}: this is not the admin token")
     raise TopError(_refusal(url, response.status, body))
 
 
 def _refusal(url: str, status: int, body: bytes) -> str:
     if status == 404:
         return f"{url}: there is no console. Was the processor started with an admin token?"
-    if status == 401:
-        return f"{url}: this is not the admin token"
     try:
         return str(msgspec.json.decode(body)["error"]["message"])
     except (msgspec.DecodeError, LookupError, TypeError):

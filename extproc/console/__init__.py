@@ -28,6 +28,7 @@ from extproc.console.sampler import Sampler
 from extproc.errors import ConfigError, StoreUnavailable
 
 log = logging.getLogger("llm-mesh")
+_LONGEST_SINCE = 15  # digits
 _MESSAGE = b"<!--message-->"
 _MESSAGES = {
     401: b'<p class="wrong" role="alert">That is not the admin token.</p>',
@@ -69,6 +70,7 @@ class Console:
             ("GET", "/console/api/live", gate.secret(self._live)),
             ("GET", "/console/api/usage", gate.secret(self._usage)),
             ("GET", "/console/api/limits", gate.secret(self._limits)),
+            ("GET", "/console/{rest:.*}", self._nothing),
         ):
             router.add_route(method, path, gate.guarded(handler))
 
@@ -101,12 +103,16 @@ class Console:
         outcome = await self._gate.login(request)
         if isinstance(outcome, web.Response):
             return outcome
-        log.warning("console: a login from %s was refused (%d)", request.remote, outcome)
+        if outcome == 401:  # who has to wait has been named often enough
+            log.warning("console: a login from %s was refused", request.remote)
         return self._html("login.html", outcome)
 
     def _html(self, name: str, status: int = 200) -> web.Response:
         body = self._assets[name].body.replace(_MESSAGE, _MESSAGES.get(status, b""))
         return web.Response(body=body, status=status, content_type="text/html", charset="utf-8")
+
+    async def _nothing(self, _request: web.Request) -> web.Response:
+        raise web.HTTPNotFound
 
     async def _file(self, request: web.Request) -> web.Response:
         asset = self._assets.get(request.match_info["name"])
@@ -121,7 +127,7 @@ class Console:
 
     async def _live(self, request: web.Request) -> web.Response:
         since = request.query.get("since", "0")
-        if not (since.isdecimal() and since.isascii()):
+        if not (since.isdecimal() and since.isascii() and len(since) <= _LONGEST_SINCE):
             return refusal(400, "since: milliseconds of the epoch are needed.")
         return _json(await self._sampler.live(int(since)))
 

@@ -4,7 +4,7 @@ The token comes from the environment or from a file, which is read again when a 
 holds at once and ends every session, and a token that comes late switches the console on. The cookie is an end time
 and its HMAC under the token; the token itself is in no cookie and no URL, and another replica with the same token takes
 the cookie too. Signing out takes the cookie from the browser; nothing here remembers sessions. `now` is the epoch's
-seconds.
+seconds, except where guesses are counted: those are by a clock that nobody sets.
 """
 
 import hashlib

@@ -1,7 +1,9 @@
 """What was used, by whom, and how much is left: the store's answers into the console's tables. Pure."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
+
+import msgspec
 
 from extproc import limits
 from extproc.admission import KeyRecord, UsageRow
@@ -16,6 +18,13 @@ LINES = 100  # in one table; the rest is summed up
 Who = tuple[str, str, str]  # tenant, user, key id
 
 
+class Accounts(msgspec.Struct, frozen=True):
+    """What is kept of a span's counters: of many users and days, those are large."""
+
+    tables: dict[By, Usage]
+    most_active: list[Who]
+
+
 def days(span: Span, now_ms: int) -> tuple[str, str]:
     """First and last day, UTC."""
     today = datetime.fromtimestamp(now_ms / 1000, UTC).date()
@@ -26,6 +35,12 @@ def days(span: Span, now_ms: int) -> tuple[str, str]:
         "30d": today - timedelta(days=29),
     }
     return first[span].isoformat(), today.isoformat()
+
+
+def sum_up(rows: Collection[UsageRow], since: str, until: str, time_ms: int, most: int) -> Accounts:
+    """May take its time: not for an event loop."""
+    tables = {by: usage(rows, by, since, until, time_ms) for by in DIMENSIONS}
+    return Accounts(tables, most_active(rows, most))
 
 
 def usage(rows: Iterable[UsageRow], by: By, since: str, until: str, time_ms: int) -> Usage:
@@ -119,8 +134,8 @@ def _level(bucket: limits.Bucket, per_minute: int, burst: int, now_ms: int) -> L
     if not per_minute:
         return None
     missing = limits.refill(bucket, per_minute, now_ms).missing
-    whole = limits.size(per_minute, burst) * limits.DROPS
-    return Level(per_minute, limits.level(missing, per_minute, burst).remaining, round(missing / whole, 4))
+    size, left = limits.size(per_minute, burst), limits.level(missing, per_minute, burst).remaining
+    return Level(per_minute, size, left, round(missing / (size * limits.DROPS), 4))
 
 
 def _month_ratio(now_ms: int) -> float:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
@@ -41,15 +42,20 @@ class Gate:
         async def guarded(request: web.Request) -> web.StreamResponse:
             if not self.is_on():
                 raise web.HTTPNotFound
-            if request.method == "POST" and request.headers.get("sec-fetch-site", "none") not in _OURS:
-                response: web.StreamResponse = refusal(403, "This form must come from the console's own page.")
-            else:
-                response = await handler(request)
-            for name, value in _HEADERS.items():
-                response.headers.setdefault(name, value)
+            if request.method == "POST" and not _is_ours(request):
+                return refusal(403, "This form must come from the console's own page.")
+            return await handler(request)
+
+        async def dressed(request: web.Request) -> web.StreamResponse:
+            try:
+                response = await guarded(request)
+            except web.HTTPException as refused:
+                _dress(refused)
+                raise
+            _dress(response)
             return response
 
-        return guarded
+        return dressed
 
     def secret(self, handler: Handler) -> Handler:
         """For the API: 401 without a session or token, 429 after too many wrong ones."""
@@ -57,12 +63,12 @@ class Gate:
         async def secret(request: web.Request) -> web.StreamResponse:
             if self.has_session(request):
                 return await handler(request)
-            now, address = time.time(), request.remote or ""
+            now, address = time.monotonic(), request.remote or ""
             wait = self._access.wait_seconds(address, now)
             if wait:
                 return refusal(429, "Too many wrong tokens from this address.", {"retry-after": str(wait)})
             scheme, _, shown = request.headers.get("authorization", "").partition(" ")
-            if scheme.lower() == "bearer" and self._access.is_token(shown, now):
+            if scheme.lower() == "bearer" and self._access.is_token(shown, time.time()):
                 return await handler(request)
             if shown:
                 self._access.failed(address, now)
@@ -75,14 +81,14 @@ class Gate:
 
     async def login(self, request: web.Request) -> web.Response | int:
         """The way in, or the status that says why not."""
-        now, address = time.time(), request.remote or ""
-        if self._access.wait_seconds(address, now):
+        address = request.remote or ""
+        if self._access.wait_seconds(address, time.monotonic()):
             return 429
-        if not self._access.is_token(await _shown_token(request), now):
-            self._access.failed(address, now)
+        if not self._access.is_token(await _shown_token(request), time.time()):
+            self._access.failed(address, time.monotonic())
             return 401
         response = go("./")
-        _set(request, response, self._access.session(now), SESSION_SECONDS)
+        _set(request, response, self._access.session(time.time()), SESSION_SECONDS)
         return response
 
     async def logout(self, request: web.Request) -> web.Response:
@@ -107,13 +113,36 @@ async def _shown_token(request: web.Request) -> str:
         return ""
     if (request.content_length or _LONGEST_FORM_BYTES + 1) > _LONGEST_FORM_BYTES:
         return ""
-    shown = (await request.post()).get("token", "")
+    try:
+        shown = (await request.post()).get("token", "")
+    except (LookupError, ValueError):  # no such character set, or not what it says
+        return ""
     return shown if isinstance(shown, str) else ""
 
 
 def _cookie(request: web.Request) -> str:
     """Cookies do not know ports: two consoles that are forwarded to one machine must not take each other's."""
-    return f"llm-mesh-console-{request.url.port or 0}"
+    return f"llm-mesh-console-{_port(request.host)}"
+
+
+def _port(host: str) -> int:
+    try:
+        return urlsplit(f"//{host}").port or 0
+    except ValueError:
+        return 0
+
+
+def _is_ours(request: web.Request) -> bool:
+    """Where a browser does not say which site sent a form (plain HTTP, old ones), its Origin does."""
+    site, origin = request.headers.get("sec-fetch-site"), request.headers.get("origin")
+    if site is not None:
+        return site in _OURS
+    return origin is None or origin.partition("://")[2].lower() == request.host.lower()
+
+
+def _dress(response: web.StreamResponse) -> None:
+    for name, value in _HEADERS.items():
+        response.headers.setdefault(name, value)
 
 
 def _set(request: web.Request, response: web.Response, value: str, max_age: int) -> None:

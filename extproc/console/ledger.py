@@ -1,40 +1,29 @@
 """Usage, budgets and limits from the store, for the console: asked only while somebody looks, and kept for a moment.
 
 One question at a time, whoever asks. Today's counters are read again after five seconds, older days hardly change:
-longer spans are read again after a minute. Where Redis takes long to answer (many users), everything is read less
-often: at most a twentieth of the time is spent in it. Raises StoreUnavailable.
+longer spans are read again after a minute; where Redis takes long to answer (many users), less often (kept.py). Of the
+counters only the tables are kept, which a thread makes once. Raises StoreUnavailable.
 """
 
 import asyncio
 import logging
-import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 from extproc import config
-from extproc.admission import KeyRecord, UsageRow
+from extproc.admission import KeyRecord
 from extproc.console import accounts, shapes
+from extproc.console.kept import Kept
 from extproc.errors import ConfigError
 from extproc.limits import month
 from extproc.store.report import ReportStore
 
 log = logging.getLogger("llm-mesh")
-_FRESH_SECONDS = {"today": 5.0}
+_FRESH_SECONDS: dict[shapes.Span, float] = {"today": 5.0}
 _LONG_SECONDS = 60.0
 _KEYS_SECONDS = 30.0
 _LIMITS_SECONDS = 2.0
-_SHARE = 20
 _CALLERS = 500
-_TIMEOUT_SECONDS = 2.0
-T = TypeVar("T")
-
-
-class _Kept:
-    def __init__(self) -> None:
-        self.value: Any = None
-        self.at = float("-inf")
-        self.took_seconds = 0.0
+_TIMEOUT_SECONDS = 10.0  # the counters of a month may be many; the page waits longer than for two such reads
 
 
 class Ledger:
@@ -43,7 +32,9 @@ class Ledger:
         self._config_file = Path(config_file)
         self._config_bytes = b""
         self._catalogue: config.Catalogue | None = None
-        self._kept: dict[str, _Kept] = {}
+        self._spans: dict[shapes.Span, Kept[accounts.Accounts]] = {}
+        self._keys: Kept[list[KeyRecord]] = Kept(_KEYS_SECONDS)
+        self._limits: Kept[shapes.Limits] = Kept(_LIMITS_SECONDS)
         self._asking = asyncio.Lock()
         self._started = False
 
@@ -52,43 +43,36 @@ class Ledger:
 
     async def usage(self, span: shapes.Span, by: shapes.By) -> shapes.Usage:
         async with self._asking:
-            rows, since, until, time_ms = await self._rows(span)
-        return accounts.usage(rows, by, since, until, time_ms)
+            return (await self._accounts(span)).tables[by]
 
     async def limits(self) -> shapes.Limits:
         async with self._asking:
-            return await self._fresh("limits", _LIMITS_SECONDS, self._read_limits)
+            return await self._limits.get(self._read_limits)
 
-    async def _rows(self, span: shapes.Span) -> tuple[list[UsageRow], str, str, int]:
-        async def read() -> tuple[list[UsageRow], str, str, int]:
+    async def _accounts(self, span: shapes.Span) -> accounts.Accounts:
+        async def read() -> accounts.Accounts:
+            await self._start()
             now_ms = await self._store.now_ms()
             since, until = accounts.days(span, now_ms)
-            return await self._store.usage(since, until), since, until, now_ms
+            rows = await self._store.usage(since, until)
+            most = _CALLERS if span == "today" else 0
+            return await asyncio.to_thread(accounts.sum_up, rows, since, until, now_ms, most)
 
-        return await self._fresh(span, _FRESH_SECONDS.get(span, _LONG_SECONDS), read)
+        return await self._spans.setdefault(span, Kept(_FRESH_SECONDS.get(span, _LONG_SECONDS))).get(read)
 
     async def _read_limits(self) -> shapes.Limits:
         catalogue = await asyncio.to_thread(self._configuration)
-        rows, *_ = await self._rows("today")
-        who = accounts.most_active(rows, _CALLERS)
-        records: list[KeyRecord] = await self._fresh("keys", _KEYS_SECONDS, self._store.list_keys)
+        who = (await self._accounts("today")).most_active
+        records = await self._keys.get(self._store.list_keys)
         now_ms = await self._store.now_ms()
         spent = await self._store.spent(month(now_ms))
         standings = dict(zip(who, await self._store.standings(who, now_ms), strict=True))
         return accounts.table(spent, standings, records, catalogue, now_ms)
 
-    async def _fresh(self, what: str, seconds: float, read: Callable[[], Awaitable[T]]) -> T:
+    async def _start(self) -> None:
         if not self._started:
             self._started = True
             await self._store.start()
-        kept = self._kept.setdefault(what, _Kept())
-        began = time.monotonic()
-        if began - kept.at >= max(seconds, _SHARE * kept.took_seconds):
-            kept.value = await read()
-            kept.at = time.monotonic()
-            kept.took_seconds = kept.at - began
-        value: T = kept.value
-        return value
 
     def _configuration(self) -> config.Catalogue:
         """As the workers have it: a changed file is taken, a broken one is not. It was good when this process began."""

@@ -11,7 +11,7 @@ from typing import TypeVar
 import msgspec
 
 from extproc.console.sample import ANSWERED, NOTHING, REQUESTS, Change, Sample, Tally
-from extproc.console.shapes import Arm, Busy, Figures, History, Refusals, Totals
+from extproc.console.shapes import NO_MODEL, Arm, Busy, Figures, History, Refusals, Totals
 
 RATE_SECONDS = 10
 RATIO_SECONDS = 60
@@ -32,7 +32,6 @@ class Ring:
     def __init__(self) -> None:
         self._samples: deque[Sample] = deque()
         self._points: deque[_Point] = deque()
-        self.started_ms = 0
 
     @property
     def last(self) -> Sample:
@@ -43,12 +42,11 @@ class Ring:
         return now - self.last.at if self._samples else float("inf")
 
     def add(self, sample: Sample) -> None:
-        self.started_ms = self.started_ms or sample.time_ms
         self._samples.append(sample)
         while len(self._samples) > 1 and self._samples[1].at <= sample.at - RATIO_SECONDS:
             self._samples.popleft()
         if not self._points or sample.at - self._points[-1].at >= STEP_SECONDS * (1 - _EARLY):
-            scopes = {"": self.total(), **{name: self.model(name) for name in sample.models if name}}
+            scopes = {"": self.total(), **{name or NO_MODEL: self.model(name) for name in sample.models}}
             self._points.append(_Point(sample.at, sample.time_ms, scopes))
             while self._points[0].at < sample.at - HISTORY_SECONDS:
                 self._points.popleft()

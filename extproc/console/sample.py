@@ -70,6 +70,8 @@ class Sample(msgspec.Struct):
     refused: dict[str, float] = {}
     worker_cpu_seconds: dict[str, float] = {}
     unsettled: int = 0
+    in_flight: dict[str, int] = {}
+    room: dict[str, int] = {}  # 0 = no limit
 
 
 def take(families: Iterable[Metric], at: float, time_ms: int) -> Sample:
@@ -161,6 +163,14 @@ def _read_unsettled(sample: Sample, _labels: dict[str, str], value: float) -> No
     sample.unsettled = round(value)
 
 
+def _read_in_flight(sample: Sample, labels: dict[str, str], value: float) -> None:
+    sample.in_flight[labels["model"]] = round(value)
+
+
+def _read_room(sample: Sample, labels: dict[str, str], value: float) -> None:
+    sample.room[labels["model"]] = round(value)
+
+
 def _count_reader(field: str) -> Any:
     return lambda sample, labels, value: _tally_of(sample, labels).add(field, value)
 
@@ -188,5 +198,7 @@ _READERS = {
         (metrics.REFUSED, _read_refused),
         (metrics.WORKER_CPU, _read_cpu),
         (metrics.UNSETTLED, _read_unsettled),
+        (metrics.IN_FLIGHT, _read_in_flight),
+        (metrics.ROOM, _read_room),
     )
 }

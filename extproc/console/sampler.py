@@ -30,6 +30,7 @@ class Sampler:
         self._ring = ring.Ring()
         self._reading = asyncio.Lock()
         self._took_seconds = 0.0
+        self._started_ms = time.time_ns() // 1_000_000
         self._instance = socket.gethostname()
         self._version = version("llm-mesh")
 
@@ -59,7 +60,7 @@ class Sampler:
         now, health = self._ring, msgspec.convert(self._health(), shapes.Health)
         return shapes.Live(
             time_ms=now.last.time_ms,
-            started_ms=now.started_ms,
+            started_ms=self._started_ms,
             instance=self._instance,
             version=self._version,
             rate_seconds=ring.RATE_SECONDS,
@@ -77,5 +78,12 @@ class Sampler:
         )
 
     def _model(self, name: str, health: shapes.Health) -> shapes.Model:
-        tally = self._ring.last.models.get(name, NOTHING)
-        return shapes.Model(name, health.models.get(name, ""), self._ring.model(name), ring.totals(tally))
+        last = self._ring.last
+        return shapes.Model(
+            name,
+            health.models.get(name, ""),
+            self._ring.model(name),
+            ring.totals(last.models.get(name, NOTHING)),
+            in_flight=last.in_flight.get(name, 0),
+            room=last.room.get(name, 0),
+        )

@@ -10,6 +10,7 @@ from typing import Literal
 import msgspec
 
 By = Literal["tenant", "user", "model", "arm", "key"]
+NO_MODEL = "(no model chosen)"  # the scope of requests for which no model was chosen
 Span = Literal["today", "week", "month", "30d"]
 DIMENSIONS: dict[By, tuple[str, ...]] = {
     "tenant": ("tenant",),
@@ -61,6 +62,8 @@ class Model(msgspec.Struct, frozen=True):
     state: str  # as /health says it; "" = not configured any more
     now: Figures
     totals: Totals
+    in_flight: int = 0  # requests under way, of all gateways
+    room: int = 0  # for so many at once; 0 = no limit
 
 
 class Arm(msgspec.Struct, frozen=True):
@@ -83,7 +86,8 @@ class Busy(msgspec.Struct, frozen=True):
 
 
 class History(msgspec.Struct, frozen=True):
-    """Columns: `scopes[name][field][i]` is the figure at `time_ms[i]`. The scope "" is everything together."""
+    """Columns: `scopes[name][field][i]` is the figure at `time_ms[i]`. The scope "" is everything together,
+    NO_MODEL what no model was chosen for."""
 
     time_ms: list[int]
     scopes: dict[str, dict[str, list[float | None]]]
@@ -113,7 +117,7 @@ class Health(msgspec.Struct, frozen=True):
 
 class Live(msgspec.Struct, frozen=True):
     time_ms: int
-    started_ms: int  # of the first sample: /metrics counts from there
+    started_ms: int  # since when /metrics counts
     instance: str
     version: str
     rate_seconds: int
@@ -165,6 +169,7 @@ class Budget(msgspec.Struct, frozen=True):
 
 class Level(msgspec.Struct, frozen=True):
     per_minute: int
+    size: int  # of the bucket: so many at once
     left: int
     used_ratio: float  # of the bucket; more than 1 = debt
 

@@ -58,7 +58,7 @@ def _head(live: Live, trouble: str) -> Text:
 def _problems(live: Live) -> Iterable[Text]:
     for model, state in live.health.models.items():
         if state != "up":
-            yield Text(f"{model}: {state}", "red")
+            yield plain(f"{model}: {state}", "red")
     for error in live.health.config.errors:
         yield Text(f"the configuration file can not be used: {error}", "red")
     for count, words in (
@@ -95,9 +95,14 @@ def _figures(live: Live, width: int) -> Table:
     return table
 
 
+def plain(text: str, style: str = "") -> Text:
+    """As it is: neither rich's markup nor anything that moves the terminal's cursor."""
+    return Text("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text), style)
+
+
 def _models(live: Live, gap: int) -> Table:
     table = _table(
-        gap, "model", "state", "req/s", "TTFT p50", "p95", "token", "tok/s", "hits", "failed", "$/h", "total"
+        gap, "model", "state", "busy", "req/s", "TTFT p50", "p95", "token", "tok/s", "hits", "failed", "$/h", "total"
     )
     for model in live.models:
         if model.name or model.totals.requests:
@@ -109,7 +114,8 @@ def _model(model: Model) -> list[Text | str]:
     state = Text("–", "dim") if not model.name else Text({"up": "up", "": "gone"}.get(model.state, "down"))
     if model.name:
         state.stylize("green" if model.state == "up" else "red")
-    return [model.name or "(none)", state, *_cells(model.now, model.totals.requests)]
+    busy = f"{model.in_flight}/{model.room}" if model.room else f"{model.in_flight}"
+    return [plain(model.name or "(none)"), state, busy if model.name else "", *_cells(model.now, model.totals.requests)]
 
 
 def _cells(now: Figures, total: int) -> list[str]:
@@ -122,7 +128,7 @@ def _cells(now: Figures, total: int) -> list[str]:
         percent(now.hit_ratio),
         percent(now.failed_ratio),
         dollars(now.usd_per_hour),
-        f"{total:,}",
+        number(total),
     ]
 
 
@@ -130,8 +136,8 @@ def _arms(live: Live, gap: int) -> Table:
     table = _table(gap, "model", "arm", "share", "req/s", "TTFT p95", "failed", "$/h", "total")
     for arm in live.arms:
         table.add_row(
-            arm.model,
-            arm.arm,
+            plain(arm.model),
+            plain(arm.arm),
             percent(arm.share),
             number(arm.now.requests_per_second),
             seconds(arm.now.ttft_p95_seconds),
@@ -154,7 +160,9 @@ def _tenants(frame: Frame, gap: int) -> RenderableType:
         price = _NOTHING if line.usd_per_million_tokens is None else f"{line.usd_per_million_tokens:.2f}"
         hits = percent(line.hits / line.requests if line.requests else None)
         sums = number(line.prompt_tokens), number(line.completion_tokens)
-        table.add_row(line.names[0], f"{line.requests:,}", hits, f"{line.errors:,}", *sums, dollars(line.usd), price)
+        table.add_row(
+            plain(line.names[0]), f"{line.requests:,}", hits, f"{line.errors:,}", *sums, dollars(line.usd), price
+        )
     if others > 0:
         table.add_row(Text(f"and {others} more", "dim"))
     return table

@@ -1,13 +1,18 @@
 """What the console's tests stand on: a platform whose console is on, and metrics as text."""
 
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client import Metric
 from prometheus_client.parser import text_string_to_metric_families
-from stack_rig import NO_TLS, Json, Platform, running, write_config
+from stack_rig import CONFIG, NO_TLS, Json, Platform, running, write_config
 
+from extproc.admin import Admin
+from extproc.console import Options
+from extproc.local.process import free_port
 from extproc.local.stack import Settings
 
 TOKEN = "a-token-for-tests-0123456789"
@@ -26,9 +31,29 @@ def _read(lines: str) -> list[Metric]:
         by_name.setdefault(line.partition("{")[0], []).append(line)
     text = ""
     for name, some in by_name.items():
-        kind = "histogram" if name.endswith("_bucket") else "counter"
+        kind = "histogram" if name.endswith("_bucket") else "counter" if name.endswith("_total") else "gauge"
         text += "\n".join([f"# TYPE {name.removesuffix('_bucket')} {kind}", *some]) + "\n"
     return list(text_string_to_metric_families(text))
+
+
+@pytest.fixture
+def admin(tmp_path: Path) -> Callable[..., contextlib.AbstractAsyncContextManager[httpx.AsyncClient]]:
+    """An admin port without workers and without a store: `async with admin(token=…) as client:`."""
+
+    @contextlib.asynccontextmanager
+    async def start(token: str = TOKEN, token_file: str = "") -> AsyncIterator[httpx.AsyncClient]:
+        counters = tmp_path / "metrics"
+        counters.mkdir()
+        page = Options(f"unix://{tmp_path}/no-redis.sock", str(CONFIG), token, token_file)
+        port, admin = free_port(), Admin(tmp_path, counters, 1, page)
+        await admin.start("127.0.0.1", port)
+        try:
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", verify=NO_TLS) as client:
+                yield client
+        finally:
+            await admin.stop()
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -118,3 +118,18 @@ def test_who_comes_with_a_token_has_the_tokens_cap() -> None:
     record = KeyRecord("key_1", "acme", "bob", ["*"], 0)
     callers = accounts.table({}, standings, [record], catalogue, NOON_MS).callers
     assert {caller.user: caller.max_in_flight for caller in callers} == {"ann": 2, "bob": 0}
+
+
+def test_a_bucket_may_hold_more_than_a_minutes_worth() -> None:
+    catalogue = config.load(CONFIG.replace(b"minute: 100,", b"minute: 10, burst_requests: 30,"), "test")
+    (caller,) = accounts.table({}, {("t", "ann", "k"): Standing()}, [], catalogue, NOON_MS).callers
+    assert caller.requests is not None
+    assert (caller.requests.left, caller.requests.size, caller.requests.per_minute) == (30, 30, 10)
+
+
+def test_of_a_span_the_tables_and_the_most_active_are_kept() -> None:
+    rows = [row("acme", "ann", requests=2), row("globex", "bob", requests=3)]
+    kept = accounts.sum_up(rows, "2026-11-16", "2026-11-16", 1, most=1)
+    assert kept.most_active == [("globex", "bob", "key_1")]
+    assert {by: table.by for by, table in kept.tables.items()} == {by: list(d) for by, d in accounts.DIMENSIONS.items()}
+    assert kept.tables["user"] == accounts.usage(rows, "user", "2026-11-16", "2026-11-16", 1)

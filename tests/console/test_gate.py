@@ -1,41 +1,20 @@
 """Who is let in, over real HTTP: an admin port without workers and without a store."""
 
 import asyncio
-import contextlib
 import re
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from stack_rig import CONFIG, NO_TLS
-
-from extproc.admin import Admin
-from extproc.console import Options
-from extproc.local.process import free_port
+from stack_rig import NO_TLS
 
 TOKEN = "a-token-for-tests-0123456789"
+Start = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
 API = "/console/api/live", "/console/api/usage", "/console/api/limits"
-Start = Callable[..., contextlib.AbstractAsyncContextManager[httpx.AsyncClient]]
-
-
-@pytest.fixture
-def admin(tmp_path: Path) -> Start:
-    @contextlib.asynccontextmanager
-    async def start(token: str = TOKEN, token_file: str = "") -> AsyncIterator[httpx.AsyncClient]:
-        counters = tmp_path / "metrics"
-        counters.mkdir()
-        page = Options(f"unix://{tmp_path}/no-redis.sock", str(CONFIG), token, token_file)
-        port, admin = free_port(), Admin(tmp_path, counters, 1, page)
-        await admin.start("127.0.0.1", port)
-        try:
-            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", verify=NO_TLS) as client:
-                yield client
-        finally:
-            await admin.stop()
-
-    return start
 
 
 async def login(client: httpx.AsyncClient, token: str = TOKEN, **headers: str) -> httpx.Response:
@@ -181,16 +160,50 @@ async def test_a_form_that_another_site_sends_is_refused(admin: Start) -> None:
         assert (await login(client, **{"sec-fetch-site": "same-origin"})).status_code == 303
 
 
+async def test_without_the_browsers_word_the_forms_origin_decides(admin: Start) -> None:
+    async with admin() as client:
+        for origin in ("http://evil.example", "http://127.0.0.1:1", "null"):
+            assert (await login(client, origin=origin)).status_code == 403
+        assert (await login(client, origin=str(client.base_url).rstrip("/"))).status_code == 303
+
+
+@pytest.mark.parametrize("host", ["x:99999999", "x:abc", "[::1", "x"])
+async def test_a_host_that_is_none_is_no_error(admin: Start, host: str) -> None:
+    async with admin() as client:
+        assert (await client.get("/console/api/live", headers={"host": host})).status_code == 401
+        assert (await login(client, host=host)).status_code == 303
+
+
+@pytest.mark.parametrize(("charset", "form"), [("nope", b"token=x"), ("utf-8", b"token=\xff\xfe"), ("utf-16", b"x")])
+async def test_a_form_in_no_known_script_is_a_wrong_token(admin: Start, charset: str, form: bytes) -> None:
+    kind = {"content-type": f"application/x-www-form-urlencoded; charset={charset}"}
+    async with admin() as client:
+        assert (await client.post("/console/login", content=form, headers=kind)).status_code == 401
+
+
+async def test_who_has_to_wait_has_to_whatever_the_clock_is_set_to_and_is_not_logged_each_time(
+    admin: Start, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with admin() as client:
+        for n in range(10):
+            await login(client, f"guess-{n}")
+        real = time.time
+        monkeypatch.setattr(time, "time", lambda: real() + 3600)
+        assert [(await login(client)).status_code for _ in range(3)] == [429] * 3
+    assert caplog.text.count("was refused") == 10
+
+
 async def test_every_answer_has_the_headers_that_keep_it_to_itself(admin: Start) -> None:
     async with admin() as client:
-        for path in ("/console", "/console/login", "/console/files/console.js", "/console/api/live", "/console/"):
+        answers = "/console", "/console/login", "/console/files/console.js", "/console/api/live", "/console/"
+        for path in (*answers, "/console/files/nothing.js", "/console/nothing"):
             headers = (await client.get(path)).headers
             policy = dict(rule.split(" ", 1) for rule in headers["content-security-policy"].split("; "))
             assert policy["default-src"] == "'none'"
             assert policy["frame-ancestors"] == "'none'"
             assert (policy["script-src"], policy["style-src"], policy["connect-src"]) == ("'self'",) * 3
             assert headers["x-content-type-options"] == "nosniff"
-            assert headers["cache-control"] == ("no-cache" if "files" in path else "no-store")
+            assert headers["cache-control"] == ("no-cache" if path.endswith("console.js") else "no-store")
 
 
 async def test_the_pages_name_only_files_that_are_there_and_nothing_of_other_hosts(admin: Start) -> None:
@@ -242,6 +255,7 @@ async def test_questions_that_make_no_sense_are_answered_with_what_does(admin: S
             "usage?span=ever",
             "live?since=yesterday",
             "live?since=-1",
+            f"live?since={'9' * 5000}",
             "live?since=%D9%A3",
         ):
             answer = await client.get(f"/console/api/{path}")

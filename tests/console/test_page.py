@@ -73,6 +73,8 @@ def visit(browser: Any, observed: Platform, token: str) -> Iterator[Open]:
 
     yield visit
     for context in contexts:
+        for page in context.pages:
+            page.unroute_all(behavior="wait")  # an answer that is being changed needs its page
         context.close()
     assert complaints == []
 
@@ -199,6 +201,94 @@ def test_a_canary_is_shown_with_its_share(visit: Open) -> None:
     assert bars == ["10%", "90%"]
 
 
+def change(page: Any, path: str, edit: Callable[[Json], None]) -> None:
+    """From now on the API's answers are given another content on their way."""
+
+    def changed(route: Any) -> None:
+        answer = route.fetch().json()
+        edit(answer)
+        route.fulfill(json=answer)
+
+    page.route(path, changed)
+
+
+def test_a_model_shows_how_full_it_is_and_how_many_were_turned_away(visit: Open) -> None:
+    page = visit()
+
+    def fill(live: Json) -> None:
+        for model in live["models"]:
+            if model["name"] in ("mistral", "codellama"):
+                model.update(in_flight=12, room=64 if model["name"] == "mistral" else 0)
+        live["refused"] = [{"reason": "model_overloaded", "per_minute": 3, "total": 70}]
+
+    change(page, "**/api/live?*", fill)
+    page.wait_for_selector('#models tr[data-key="mistral"] td:has-text("12 of 64")')
+    assert cells(page, "models", "codellama")["Under way"] == "12"
+    bar = '#models tr[data-key="{}"] [data-name="Under way"] .meter'
+    assert page.locator(bar.format("mistral")).get_attribute("aria-valuenow") == "19"
+    assert page.locator(bar.format("codellama")).is_hidden()
+    assert "70 turned away" in page.locator(".card").last.locator(".figure").inner_text()
+
+
+def test_a_bucket_that_holds_more_than_a_minutes_worth_is_not_fuller_than_full(visit: Open) -> None:
+    page = visit()
+
+    def burst(limits: Json) -> None:
+        level = {"per_minute": 10, "size": 30, "left": 30, "used_ratio": 0}
+        caller = {"tenant": "t", "user": "u", "key_id": "k", "in_flight": 0, "max_in_flight": 0, "used_ratio": 0}
+        limits["callers"] = [{**caller, "requests": level, "tokens": None}]
+
+    change(page, "**/api/limits", burst)
+    page.wait_for_selector('#limits [data-name="Requests a minute"]:has-text("30 of 30 left (10/min)")')
+
+
+def test_a_model_without_requests_hides_no_other_ones_line(visit: Open) -> None:
+    page = visit()
+    page.wait_for_function("document.querySelectorAll('.card:first-child path.line').length >= 4")
+    colors = "[...document.querySelectorAll('.card:first-child path.line')].map(p => p.classList[1])"
+    names = "[...document.querySelectorAll('.card:first-child .legend li')].map(li => li.classList[0])"
+    assert page.evaluate(colors) == page.evaluate(names)[::-1]
+    assert page.locator(".card .legend").first.inner_text().endswith("(no model chosen)")
+
+
+def test_points_that_are_far_apart_are_a_line_all_the_same(visit: Open) -> None:
+    page = visit()
+    ends: Json = {}
+
+    def spread(live: Json) -> None:
+        end = ends.setdefault("ms", live["time_ms"])
+        times = [end - 30_000 * n for n in range(10, 0, -1)]
+        live.update(time_ms=end, started_ms=1, history={"time_ms": times, "scopes": {"": {"hit_ratio": [0.5] * 10}}})
+
+    change(page, "**/api/live?*", spread)
+    line = page.locator(".card", has_text="Cache hit rate").locator("path.line")
+    eventually(lambda: page.wait_for_timeout(20) or (line.get_attribute("d") or "").count("L") >= 9)
+
+
+def test_after_days_the_sums_say_since_which_day(visit: Open) -> None:
+    page = visit()
+    change(page, "**/api/live?*", lambda live: live.update(started_ms=live["time_ms"] - 3 * 86_400_000))
+    note = page.locator(".card .figure .muted").first
+    eventually(lambda: page.wait_for_timeout(20) or re.search(r"since \d+ \w+,? \d\d:\d\d$", note.inner_text()))
+
+
+def test_an_answer_that_the_page_does_not_understand_is_said_so(visit: Open) -> None:
+    page = visit()
+    change(page, "**/api/live?*", lambda live: live.pop("health"))
+    page.wait_for_selector("#banner:has-text('please load it again')")
+    assert page.locator("#state").inner_text() == "Out of date"
+    page.unroute_all()
+    eventually(lambda: page.locator("#state").inner_text() == "All is well")
+    assert any("undefined" in complaint for complaint in page.complaints)
+    page.complaints.clear()
+
+
+def test_another_version_of_the_processor_gets_its_own_page(visit: Open) -> None:
+    page = visit()
+    with page.expect_event("load"):
+        change(page, "**/api/live?*", lambda live: live.update(version="next"))
+
+
 def test_the_plots_end_with_the_figures_above_them(visit: Open, observed: Platform) -> None:
     page = visit()
     with Caller(observed) as caller:
@@ -263,6 +353,8 @@ def test_a_plot_is_read_with_the_arrow_keys(visit: Open) -> None:
     newest = reading.locator(".at").inner_text()
     page.keyboard.press("Home")
     assert reading.locator(".at").inner_text() < newest
+    assert reading.get_attribute("aria-live") == "polite"
+    eventually(lambda: page.wait_for_timeout(20) or reading.get_attribute("aria-live") == "off")  # new figures only
     page.keyboard.press("Escape")
     assert reading.is_hidden()
     assert plot.get_attribute("aria-label").startswith("Requests. Now: llama2 ")
@@ -275,6 +367,16 @@ def test_a_plot_is_read_with_a_pointer(visit: Open) -> None:
     plot.hover()
     assert "llama2" in plot.locator(".reading").inner_text()
     page.mouse.move(0, 0)
+    assert plot.locator(".reading").is_hidden()
+
+
+def test_a_plot_is_read_with_a_finger_and_stays_until_another_place_is_touched(visit: Open) -> None:
+    page = visit(viewport=PHONE, has_touch=True, is_mobile=True)
+    page.wait_for_function("document.querySelectorAll('.card path.line').length >= 8")
+    plot = page.locator(".plot").first
+    plot.tap()
+    assert "llama2" in plot.locator(".reading").inner_text()
+    page.locator("h1").tap()
     assert plot.locator(".reading").is_hidden()
 
 

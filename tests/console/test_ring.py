@@ -6,7 +6,7 @@ import pytest
 
 from extproc.console.ring import HISTORY_SECONDS, STEP_SECONDS, Ring
 from extproc.console.sample import Sample, Tally
-from extproc.console.shapes import Figures
+from extproc.console.shapes import NO_MODEL, Figures
 
 
 def sample(at: float, requests: float = 0, **more: dict[str, float]) -> Sample:
@@ -25,7 +25,6 @@ def filled(*samples: Sample) -> Ring:
 def test_a_single_sample_knows_no_rate() -> None:
     ring = filled(sample(100, requests=500))
     assert ring.total() == Figures()
-    assert ring.started_ms == 100_000
 
 
 def test_rates_are_of_the_last_ten_seconds() -> None:
@@ -111,3 +110,11 @@ def test_a_worker_is_as_busy_as_its_cpu_time_grows_and_a_restarted_one_is_not_le
 
     ring = filled(cpu(0, 10, 50), cpu(10, 15, 1))
     assert [(b.worker, b.cpu_ratio) for b in ring.busy()] == [("0", 0.5), ("1", 0)]
+
+
+def test_requests_without_a_model_have_a_history_of_their_own() -> None:
+    counts = Tally({"rejected": 0.0}), Tally({"rejected": 70.0})
+    ring = filled(*(Sample(at, round(at * 1000), tally, {"": tally}) for at, tally in zip((0, 7), counts, strict=True)))
+    scopes = ring.history().scopes
+    assert scopes[NO_MODEL]["rejected_per_second"] == [0, 10]
+    assert scopes[""]["rejected_per_second"] == [0, 10]

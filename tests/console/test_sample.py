@@ -122,3 +122,14 @@ def test_beyond_the_last_bound_a_quantile_is_that_bound() -> None:
 def test_nothing_observed_has_no_quantile() -> None:
     assert quantile({}, 0.5) is None
     assert quantile({0.1: 0, math.inf: 0}, 0.5) is None
+
+
+def test_a_model_has_requests_under_way_and_room_for_so_many(families: Read) -> None:
+    gauges = families("""
+        llm_model_in_flight{model="llama2"} 12
+        llm_model_room{model="llama2"} 64
+        llm_model_room{model="mistral"} 0
+    """)
+    sample = take(gauges, at=1.0, time_ms=1000)
+    assert (sample.in_flight, sample.room) == ({"llama2": 12}, {"llama2": 64, "mistral": 0})
+    assert sample.models == {}

@@ -1,16 +1,21 @@
 """`llm-mesh top`: the picture from values, and the command against a running platform."""
 
+import asyncio
 import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 from rich.console import Console
 from stack_rig import Caller, Platform, eventually
 
+from extproc import top_cli
 from extproc.console.shapes import (
     Arm,
     Busy,
@@ -114,6 +119,33 @@ def test_a_trend_fills_its_line_up_to_its_highest_value() -> None:
     assert bars([0.0, None, 1.0, 4.0, 8.0]) == "  ▁▄█"
     assert bars([]) == ""
     assert bars([0.0, None]) == "  "
+
+
+def test_names_are_text_and_a_models_room_is_shown() -> None:
+    full = Model("[red]llama\x1b[2J", "up", NOW, Totals(), in_flight=12, room=64)
+    text = shown(Frame(live(models=[full]), usage(Line(["[/bold]acme\r"]))))
+    assert "[red]llama\N{REPLACEMENT CHARACTER}[2J" in text
+    assert "12/64" in text
+    assert "[/bold]acme\N{REPLACEMENT CHARACTER}" in text
+
+
+async def test_a_token_that_does_not_hold_any_more_ends_it(
+    admin: Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]],
+    token: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    file = tmp_path / "token"
+    file.write_text(token)
+
+    def drawn(*what: Any) -> Any:
+        file.write_text("another-token-of-some-length")
+        return draw(*what)
+
+    monkeypatch.setattr(top_cli, "draw", drawn)
+    async with admin(token="", token_file=str(file)) as client:
+        with pytest.raises(top_cli.WrongTokenError):
+            await asyncio.wait_for(top_cli._watch(str(client.base_url).rstrip("/"), token), 20)
 
 
 @pytest.mark.parametrize(

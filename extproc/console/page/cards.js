@@ -12,7 +12,7 @@ const lines = (...series) => (scope, sources) =>
 
 /** Everything is drawn model by model, one model as a whole. */
 const byModel = (field) => (scope, sources) =>
-  (scope ? [scope] : sources.models()).map((name) => ({ key: name, name, color: sources.color(name), values: sources.of(name, field) }));
+  (scope ? [scope] : sources.models(field)).map((name) => ({ key: name, name, color: sources.color(name), values: sources.of(name, field) }));
 
 const CARDS = [
   {
@@ -55,7 +55,7 @@ const CARDS = [
     name: "Failed answers",
     value: (now) => f.percent(now.failed_ratio),
     alarm: (now) => (now.failed_ratio > FAILED_OBJECTIVE ? "over 0.1 %" : ""),
-    note: (now) => `5xx; refused ${f.rate(now.refused_per_second)}, rejected ${f.rate(now.rejected_per_second)}`,
+    note: (now, totals, since, overloaded) => `5xx; refused ${f.rate(now.refused_per_second)}, rejected ${f.rate(now.rejected_per_second)}${overloaded ? `; ${f.count(overloaded)} turned away from full models since ${since}` : ""}`,
     plot: { format: f.rate, least: 0.2, empty: "No request in the last 15 minutes." },
     series: lines(
       ["failed_per_second", "failed (5xx)", 6],
@@ -76,11 +76,11 @@ class Card {
     this.element = h("article", { class: "card" }, h("h3", {}, kind.name), h("p", { class: "figure" }, this.value, this.alarm, this.note), this.plot.element);
   }
 
-  update(times, scope, { now, totals }, since, sources, spanMs) {
+  update(times, scope, { now, totals, overloaded }, since, sources, spanMs) {
     say(this.value, this.kind.value(now));
     say(this.alarm, this.kind.alarm?.(now) ?? "");
     this.alarm.hidden = !this.alarm.textContent;
-    say(this.note, this.kind.note(now, totals, since));
+    say(this.note, this.kind.note(now, totals, since, overloaded));
     this.plot.update(times, this.kind.series(scope, sources), spanMs);
   }
 }
@@ -95,21 +95,26 @@ export class Cards {
   /** `scope`: a model's name, or "" for all. */
   update(live, history, scope) {
     const models = live.models.filter((model) => model.name);
-    const nows = new Map([["", live.total], ...models.map((model) => [model.name, model.now])]);
+    const unnamed = live.models.filter((model) => !model.name && model.totals.requests);
+    const nows = new Map([["", live.total], ...unnamed.map((none) => [f.NO_MODEL, none.now]), ...models.map((model) => [model.name, model.now])]);
     const sources = {
-      models: () => models.filter((model) => model.totals.requests || model.state).map((model) => model.name),
+      models: (field) => [
+        ...models.filter((model) => model.totals.requests || model.state).map((model) => model.name),
+        ...(field === "requests_per_second" ? unnamed.map(() => f.NO_MODEL) : []), // nothing else is counted of them
+      ],
       color: (name) => this.#color(name),
       of: (name, field) => history.values(name, field, nows.get(name)),
     };
     const model = models.find((one) => one.name === scope);
-    const what = model ? { now: model.now, totals: model.totals } : { now: live.total, totals: live.totals };
-    const since = f.minute(live.started_ms);
+    const what = model ? { now: model.now, totals: model.totals } : { now: live.total, totals: live.totals, overloaded: live.refused.find((one) => one.reason === "model_overloaded")?.total };
+    const since = f.since(live.started_ms, live.time_ms);
     const times = [...history.times, live.time_ms];
     for (const card of this.cards) card.update(times, model ? scope : "", what, since, sources, live.history_seconds * 1000);
   }
 
   /** A model keeps its colour. */
   #color(name) {
+    if (name === f.NO_MODEL) return 7;
     if (!this.colors.has(name)) this.colors.set(name, (this.colors.size % 8) + 1);
     return this.colors.get(name);
   }

@@ -37,7 +37,9 @@ function trouble(name, text) {
 // --- live
 
 async function live() {
-  last = await ask(`live?since=${history.since}`);
+  const answer = await ask(`live?since=${history.since}`);
+  if (last && answer.version !== last.version) return location.reload(); // this page is the other version's
+  last = answer;
   history.add(last);
   showLive();
 }
@@ -82,6 +84,14 @@ function lost(error) {
   const since = last ? ` The figures are of ${f.clock(last.time_ms)}.` : "";
   banner([`${error.message}${since} Trying again.`], true);
   state("down", "No answer");
+}
+
+/** An error of this page's own: said as well, for its figures do not move any more. */
+function failed(error) {
+  if (error instanceof Trouble) return lost(error);
+  banner(["This page and the processor do not fit; please load it again."], true);
+  state("down", "Out of date");
+  throw error;
 }
 
 // --- accounts
@@ -144,7 +154,7 @@ function every(ms, work) {
   return round;
 }
 
-const liveNow = every(LIVE_MS, () => live().catch((error) => (error instanceof Trouble ? lost(error) : Promise.reject(error))));
+const liveNow = every(LIVE_MS, () => live().catch(failed));
 const accountsNow = every(ACCOUNTS_MS, accounts);
 
 function pause() {

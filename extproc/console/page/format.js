@@ -2,6 +2,7 @@
 
 const NARROW = "\u202f"; // between a number and its unit
 export const NOTHING = "–";
+export const NO_MODEL = "(no model chosen)"; // as the API calls that scope
 
 const plain = (digits) => new Intl.NumberFormat("en-US", { maximumFractionDigits: digits, minimumFractionDigits: 0 });
 const fixed = (digits) => new Intl.NumberFormat("en-US", { maximumFractionDigits: digits, minimumFractionDigits: digits });
@@ -58,3 +59,7 @@ const clockOf = (options) => {
 };
 export const clock = clockOf({ hour: "2-digit", minute: "2-digit", second: "2-digit" });
 export const minute = clockOf({ hour: "2-digit", minute: "2-digit" });
+const dayAndMinute = clockOf({ day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+
+/** When something began; the time alone says it for a day. */
+export const since = (ms, now) => (now - ms < 86_400_000 ? minute : dayAndMinute)(ms);

@@ -8,7 +8,8 @@ const HEIGHT = 150;
 const MARGIN = { top: 10, right: 8, bottom: 20, left: 8 };
 const SHORTEST_MS = 120_000; // of the time axis: a platform that has just started fills it soon
 const STEPS_MS = [30_000, 60_000, 120_000, 300_000]; // between two times that are named
-const GAP_MS = 20_000; // without a point: the line ends and begins again
+const GAP_MS = 20_000; // without a point: the line ends and begins again, if points are not as far apart anyway
+const GAP_SPACES = 2.5;
 
 export class Plot {
   /**
@@ -32,7 +33,8 @@ export class Plot {
     this.frame = h("div", { class: "plot", tabindex: "0", role: "group", "aria-roledescription": "plot" }, this.svg, this.reading, this.empty);
     this.element = h("div", {}, this.frame, this.legend);
     this.frame.addEventListener("pointermove", (event) => this.#point(event));
-    this.frame.addEventListener("pointerleave", () => this.#read(null));
+    this.frame.addEventListener("pointerdown", (event) => this.#point(event));
+    this.frame.addEventListener("pointerleave", (event) => event.pointerType !== "touch" && this.#read(null)); // a finger that is lifted
     this.frame.addEventListener("keydown", (event) => this.#key(event));
     this.frame.addEventListener("blur", () => this.#read(null));
     new ResizeObserver(() => this.draw()).observe(this.frame);
@@ -65,7 +67,7 @@ export class Plot {
     this.empty.hidden = drawn;
     this.#drawGrid();
     this.lines.replaceChildren(...(drawn ? this.#drawSeries() : []));
-    this.#read(this.at === null ? null : Math.min(this.at, this.times.length - 1));
+    this.#read(this.at === null ? null : Math.min(this.at, this.times.length - 1), "off");
     this.frame.setAttribute("aria-label", this.#words());
   }
 
@@ -77,6 +79,7 @@ export class Plot {
     this.x = (ms) => MARGIN.left + ((ms - first) / (last - first)) * (this.width - MARGIN.left - MARGIN.right);
     this.first = first;
     this.last = last;
+    this.gap = Math.max(GAP_MS, GAP_SPACES * spacing(this.times));
     this.levels = this.stacked ? stack(this.series) : this.series.map((one) => one.values);
     const highest = Math.max(this.least, ...this.levels.flat().map((value) => value ?? 0));
     this.ticks = ticks(this.top ?? highest, this.top !== null);
@@ -111,26 +114,31 @@ export class Plot {
   }
 
   #drawSeries() {
-    return this.series.flatMap((one, i) => {
+    return this.#layers((one, i) => {
       const color = `c${one.color} ${one.style ?? ""}`;
-      const line = s("path", { class: `line ${color}`, d: this.#path(this.levels[i]) });
-      if (!this.stacked) return [line, ...this.#drawLonely(i, color)];
-      return [s("path", { class: `area ${color}`, d: this.#area(this.levels[i], this.levels[i - 1]) }), line];
+      const drawn = [s("path", { class: `line ${color}`, d: this.#path(this.levels[i]) }), ...this.#drawLonely(i, color)];
+      return this.stacked ? [s("path", { class: `area ${color}`, d: this.#area(this.levels[i], this.levels[i - 1]) }), ...drawn] : drawn;
     });
+  }
+
+  /** Later ones lie on top, but not in a stack: one that adds nothing would hide the line of the one below it. */
+  #layers(draw) {
+    const layers = this.series.map(draw);
+    return (this.stacked ? layers.reverse() : layers).flat();
   }
 
   /** A value with a gap on both sides would be no line at all. */
   #drawLonely(i, color) {
     const values = this.levels[i];
-    const lonely = values.map((v, k) => v !== null && (values[k - 1] ?? null) === null && (values[k + 1] ?? null) === null);
-    return values.flatMap((v, k) => (lonely[k] ? [s("circle", { class: `dot ${color}`, cx: this.x(this.times[k]), cy: this.y(v), r: 1.6 })] : []));
+    const lonely = this.#runs(values).filter((run) => run.length === 1);
+    return lonely.map(([k]) => s("circle", { class: `dot ${color}`, cx: this.x(this.times[k]), cy: this.y(values[k]), r: 1.6 }));
   }
 
   #runs(values) {
     const runs = [];
     values.forEach((value, i) => {
       if (value === null || this.times[i] < this.first) return;
-      const begins = (values[i - 1] ?? null) === null || this.times[i] - this.times[i - 1] > GAP_MS || !runs.length;
+      const begins = (values[i - 1] ?? null) === null || this.times[i] - this.times[i - 1] > this.gap || !runs.length;
       if (begins) runs.push([]);
       runs.at(-1).push(i);
     });
@@ -171,8 +179,10 @@ export class Plot {
     this.#read(to === null ? null : Math.min(Math.max(to, visible), last));
   }
 
-  #read(at) {
+  /** `aloud`: what a screen reader makes of it. What is read anew each second is not told again. */
+  #read(at, aloud = "polite") {
     this.at = at;
+    this.reading.setAttribute("aria-live", aloud);
     this.reading.hidden = at === null || !this.empty.hidden;
     if (this.reading.hidden) {
       this.cursor.replaceChildren();
@@ -184,7 +194,7 @@ export class Plot {
     const right = x > this.width / 2;
     this.reading.style.left = right ? "auto" : `${x + 10}px`;
     this.reading.style.right = right ? `${this.width - x + 10}px` : "auto";
-    const dots = this.series.flatMap((one, i) => (this.levels[i][at] === null ? [] : [s("circle", { class: `c${one.color}`, cx: x, cy: this.y(this.levels[i][at]), r: 3 })]));
+    const dots = this.#layers((one, i) => (this.levels[i][at] === null ? [] : [s("circle", { class: `c${one.color}`, cx: x, cy: this.y(this.levels[i][at]), r: 3 })]));
     this.cursor.replaceChildren(s("line", { x1: x, x2: x, y1: MARGIN.top, y2: HEIGHT - MARGIN.bottom }), ...dots);
   }
 
@@ -192,6 +202,12 @@ export class Plot {
     const now = this.series.map((one) => `${one.name} ${this.format(one.values.at(-1) ?? null)}`).join(", ");
     return `${this.label}. Now: ${now || "nothing"}. The arrow keys read earlier values.`;
   }
+}
+
+/** Between two points as a rule: the median. */
+function spacing(times) {
+  const spaces = times.slice(1).map((ms, i) => ms - times[i]);
+  return spaces.sort((a, b) => a - b)[spaces.length >> 1] ?? 0;
 }
 
 /** Each series on top of those before it; where one has nothing, it adds nothing. */

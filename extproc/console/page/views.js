@@ -4,8 +4,6 @@ import { h, Meter, say } from "./dom.js";
 import * as f from "./format.js";
 import { Table } from "./table.js";
 
-const NO_MODEL = "(no model chosen)";
-
 /** A column of figures. */
 const figure = (name, value, write, title) => ({ name, title, numeric: true, value, text: (row) => write(value(row)) });
 const word = (name, value) => ({ name, value, text: value });
@@ -22,6 +20,19 @@ const parts = (column, make, set) => ({
   },
 });
 
+/** `most`: how many at once, 0 = no limit, which `free` has words for. */
+const underWay = (most, label, free) =>
+  parts(
+    { name: "Under way", numeric: true, value: (row) => (most(row) ? row.in_flight / most(row) : null) },
+    (row) => ({ text: h("span"), meter: new Meter(label(row)) }),
+    ({ text, meter }, row) => {
+      const words = most(row) ? `${f.count(row.in_flight)} of ${f.count(most(row))}` : free(row);
+      say(text, words);
+      meter.element.hidden = !most(row);
+      if (most(row)) meter.set(row.in_flight / most(row), words);
+    },
+  );
+
 const stateOf = (model) => (model.state === "up" ? "up" : model.state || "not configured");
 
 export function models() {
@@ -32,8 +43,9 @@ export function models() {
   return new Table(
     "Models, with their figures of the last seconds",
     [
-      word("Model", (row) => row.name || NO_MODEL),
+      word("Model", (row) => row.name || f.NO_MODEL),
       state,
+      underWay((row) => row.room, (row) => `Requests under way at ${row.name || f.NO_MODEL}`, (row) => (row.name ? f.count(row.in_flight) : f.NOTHING)),
       figure("Requests", (row) => row.now.requests_per_second, f.rate),
       figure("TTFT p50", (row) => row.now.ttft_p50_seconds, f.time, "Time to first token of streamed answers, median"),
       figure("TTFT p95", (row) => row.now.ttft_p95_seconds, f.time, "Time to first token of streamed answers, 95th percentile"),
@@ -78,7 +90,7 @@ export function arms() {
 }
 
 const TITLES = { tenant: "Tenant", user: "User", model: "Model", arm: "Arm", key: "Key" };
-const BLANK = { model: NO_MODEL, arm: "(no backend asked)" };
+const BLANK = { model: f.NO_MODEL, arm: "(no backend asked)" };
 
 export function usage(by) {
   const names = by.map((dimension, i) => word(TITLES[dimension], (row) => (row.total ? (i ? "" : row.total) : row.names[i] || BLANK[dimension] || "–")));
@@ -121,13 +133,13 @@ export function budgets() {
   );
 }
 
-const level = (name, what, unit) =>
+const level = (name, what) =>
   parts(
     { name, numeric: true, value: (row) => row[what]?.used_ratio ?? null },
     (row) => ({ text: h("span"), meter: new Meter(`${name} of ${row.tenant} ${row.user}`) }),
     ({ text, meter }, row) => {
       const one = row[what];
-      const words = one ? `${f.number(one.left)} of ${f.number(one.per_minute)} ${unit} left` : "no limit";
+      const words = one ? `${f.number(one.left)} of ${f.number(one.size)} left (${f.perMinute(one.per_minute)})` : "no limit";
       say(text, words);
       meter.element.hidden = !one;
       if (one) meter.set(one.used_ratio, words);
@@ -135,25 +147,15 @@ const level = (name, what, unit) =>
   );
 
 export function limits() {
-  const flying = parts(
-    { name: "Under way", numeric: true, value: (row) => (row.max_in_flight ? row.in_flight / row.max_in_flight : null) },
-    (row) => ({ text: h("span"), meter: new Meter(`Requests under way of ${row.tenant} ${row.user}`) }),
-    ({ text, meter }, row) => {
-      const words = row.max_in_flight ? `${f.count(row.in_flight)} of ${f.count(row.max_in_flight)}` : "no limit";
-      say(text, words);
-      meter.element.hidden = !row.max_in_flight;
-      if (row.max_in_flight) meter.set(row.in_flight / row.max_in_flight, words);
-    },
-  );
   return new Table(
     "Rate limits of the callers of today",
     [
       word("Tenant", (row) => row.tenant),
       word("User", (row) => row.user),
       word("Key", (row) => row.key_id),
-      level("Requests a minute", "requests", "requests"),
-      level("Tokens a minute", "tokens", "tokens"),
-      flying,
+      level("Requests a minute", "requests"),
+      level("Tokens a minute", "tokens"),
+      underWay((row) => row.max_in_flight, (row) => `Requests under way of ${row.tenant} ${row.user}`, () => "no limit"),
     ],
     { key: (row) => `${row.tenant} ${row.user} ${row.key_id}`, empty: "Nobody has asked today." },
   );
