@@ -1,5 +1,6 @@
 """What is measured. A scenario is a function from a rig to outcomes; its variants differ in the port alone."""
 
+import secrets
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -55,7 +56,7 @@ async def limited(rig: Rig, pace: Pace) -> Outcome:
 
 
 async def indebted(rig: Rig) -> Load:
-    key = await rig.stack.create_key(tenant="limited", limits={"tokens_per_minute": 1})
+    key = await rig.stack.create_key(tenant="limited", user=secrets.token_hex(4), limits={"tokens_per_minute": 1})
     load = Load(0, **plain(key), first=fresh())
     await measure(rig, PLATFORM, msgspec.structs.replace(load, connections=1, count=1), MISS)
     return msgspec.structs.replace(load, first=0, status=429, needle=b"rate_limit_exceeded")

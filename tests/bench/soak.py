@@ -32,11 +32,10 @@ class Soak(msgspec.Struct):
 async def soak(rig: Rig, seconds: float) -> Soak:
     """Misses, hits, refusals, large prompts and streams at once, at about half of what one worker carries."""
     found = Soak(seconds, 0, {})
-    loads = [msgspec.structs.replace(load, port=rig.ports[PLATFORM]) for load in await _mix(rig)]
     for _ in track(range(WINDOWS), "soak", transient=True):
+        loads = [_of_window(rig, load, seconds / WINDOWS) for load in await _mix(rig)]
         before = rig.counts()["settled"]
-        window = [_of_window(load, seconds / WINDOWS) for load in loads]
-        tallies = await asyncio.gather(*(rig.drive(load) for load in window))
+        tallies = await asyncio.gather(*(rig.drive(load) for load in loads))
         await _check(rig, tallies, before)
         found.requests += sum(t.requests for t in tallies)
         for name, value in _sample(rig, tallies[0]).items():
@@ -45,7 +44,7 @@ async def soak(rig: Rig, seconds: float) -> Soak:
 
 
 async def _mix(rig: Rig) -> list[Load]:
-    """The first is the one whose latency is looked at."""
+    """The first is the one whose latency is looked at. Made anew for each window: a debt is paid in minutes."""
     key, paced = rig.stack.api_key, msgspec.structs.replace
     return [
         Load(0, **plain(key), connections=250, rate=250.0),
@@ -56,9 +55,9 @@ async def _mix(rig: Rig) -> list[Load]:
     ]
 
 
-def _of_window(load: Load, seconds: float) -> Load:
+def _of_window(rig: Rig, load: Load, seconds: float) -> Load:
     first = load.first if load.pool else fresh()
-    return msgspec.structs.replace(load, seconds=seconds, first=first)
+    return msgspec.structs.replace(load, port=rig.ports[PLATFORM], seconds=seconds, first=first)
 
 
 def _sample(rig: Rig, misses: Tally) -> dict[str, float]:

@@ -171,7 +171,10 @@ def test_what_no_model_was_chosen_for_leads_to_no_backend() -> None:
 def test_no_circuit_breaker_is_left_at_envoys_default() -> None:
     for cluster in bootstrap(MESH, SITE)["static_resources"]["clusters"]:
         [thresholds] = cluster["circuit_breakers"]["thresholds"]
-        assert min(thresholds[name] for name in ("max_connections", "max_pending_requests", "max_requests")) > 10_000
+        bounds = [thresholds[name] for name in ("max_connections", "max_pending_requests", "max_requests")]
+        if cluster["name"] == "llm-ext-proc":  # its requests are decisions, and last milliseconds
+            assert bounds.pop() == 1000
+        assert min(bounds) > 10_000
 
 
 def test_both_listeners_have_the_same_chain_and_one_has_tls() -> None:
