@@ -101,9 +101,9 @@ bench-peers: $(VENV)/ready ## other gateways beside it: LiteLLM, vLLM router, Po
 	@$(BIN)/python tests/bench/peers/run.py $(ARGS)
 
 .PHONY: load
-load: $(VENV)/ready ## a load test with a report (SCENARIO=sustained|spike|streams|cache|tenants|prompts|overload SECONDS= BASE_URL= API_KEY=)
+load: $(VENV)/ready ## a load test with a report (SCENARIO=sustained|spike|streams|cache|tenants|prompts|overload|flood SECONDS= BASE_URL= API_KEY=)
 	@BASE_URL='$(BASE_URL)' API_KEY='$(API_KEY)' CA_FILE='$(CA_FILE)' MODEL='$(MODEL)' $(BIN)/python tests/load/drive.py \
-		$(or $(SCENARIO),$(error which one? SCENARIO=sustained, or spike, streams, cache, tenants, prompts, overload)) \
+		$(or $(SCENARIO),$(error which one? SCENARIO=sustained, or spike, streams, cache, tenants, prompts, overload, flood)) \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(if $(PER_MINUTE),--per-minute $(PER_MINUTE)) \
 		$(if $(STREAMS),--streams $(STREAMS)) $(if $(WORKERS),--workers $(WORKERS)) $(if $(ENFORCE),--enforce)
 

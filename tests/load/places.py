@@ -1,6 +1,7 @@
 """Where the load goes: the stack that is started here, beside its bare backend, or a gateway that somebody deployed."""
 
 import asyncio
+import secrets
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 import msgspec
 from asking import PATH, chat
 from costs import Cost, Sample, cost
+from load import Load
 from measure import settled
 from orders import Line, Order, Progress, Result, Traffic
 from rig import PLATFORM, Rig
@@ -55,6 +57,12 @@ class Local:
 
     def ask(self, key: str, words: int = 60, **fields: object) -> dict[str, bytes]:
         return chat(key, words, **fields)
+
+    async def capacity(self, ask: dict[str, bytes]) -> float:
+        """Requests a second, 32 at a time, each as soon as one is answered."""
+        load = Load(self._rig.ports[PLATFORM], **ask, seconds=4.0, first=secrets.randbelow(10**6) * 10**9)
+        await self._rig.drive(load)
+        return (await self._rig.drive(load)).per_second
 
     async def drive(self, where: str, traffics: tuple[Traffic, ...], patience: float, watch: Watch) -> Found:
         rig = self._rig
@@ -105,6 +113,9 @@ class Deployed:
     """A gateway at an address, and one key for it. What it costs and what its parts counted is not known here."""
 
     comparable = False
+
+    async def capacity(self, _ask: dict[str, bytes]) -> float:
+        raise StackError("this scenario takes a gateway to its end: it runs on the local stack only")
 
     def __init__(self, base_url: str, key: str, ca_file: str, model: str) -> None:
         parts = urlsplit(base_url)

@@ -196,7 +196,22 @@ async def overload(place: Place, wish: Wish) -> Plan:
         )
 
     legs = (Leg("half", PLATFORM, traffics(0.5)), Leg("twice", PLATFORM, traffics(2.0)))
-    return Plan(legs, (no_errors, sheds("normal", CAPACITY * seconds), unharmed("high"), soon, counters))
+    return Plan(legs, (no_errors, sheds("normal", CAPACITY), unharmed("high"), soon, counters))
+
+
+async def flood(place: Place, wish: Wish) -> Plan:
+    """What the gateway itself carries is found first, with a backend that answers at once; then half of it for ten
+    seconds, then twice as much. Envoy turns away what is too much to be decided on."""
+    seconds = wish.seconds or 10
+    ask = place.ask(await place.key("plain"), max_tokens=_TOKENS)
+    capacity = await place.capacity(ask)
+
+    def traffic(load: float) -> Traffic:
+        arrivals, questions = constant(load * capacity, seconds, 40), Questions(fresh())
+        return Traffic("plain", **ask, arrivals=arrivals, questions=questions, stream=False, may_be_refused=load > 1)
+
+    legs = tuple(Leg(name, PLATFORM, (traffic(load),)) for name, load in (("half", 0.5), ("twice", 2.0)))
+    return Plan(legs, (no_errors, sheds("plain", capacity)))
 
 
 def _timing(prefill_us: float, decode_ms: float) -> tuple[str, ...]:
@@ -210,6 +225,7 @@ SCENARIOS = {
     "cache": Scenario(cache, _timing(200, 15)),
     "tenants": Scenario(tenants, _timing(200, 15)),
     "prompts": Scenario(prompts, _timing(10, 15)),
+    "flood": Scenario(flood, _timing(0, 0)),
     "overload": Scenario(
         overload,
         (*_timing(0, _TOKEN_SECONDS * 1000), "--max-num-seqs", str(SEQUENCES)),

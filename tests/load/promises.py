@@ -149,13 +149,13 @@ def fair(greedy: str, allowance: float, burst: float) -> Promise:
 
 
 def sheds(refused: str, capacity: float) -> Promise:
-    """At twice the capacity nine tenths of it are answered, and the others are told when to come back."""
+    """At twice the capacity (requests a second) nine tenths of it are answered, the others are told when to come back."""
 
     def promise(runs: Runs) -> list[Verdict]:
         told = [*runs.values()][-1].result.summary
-        share, away = told.all.good / capacity, told.by_traffic[refused]
+        share, away = told.all.good / (capacity * told.seconds), told.by_traffic[refused]
         return [
-            Verdict("answered, of what fits", "> 90 %", f"{share:.0%}", share > 0.9),
+            Verdict("answered, of what fits", "> 90 %", f"{share:.0%}", share > 0.9, speed=True),
             Verdict("refused", "some", f"{away.refused:,} of {away.requests:,}", away.refused > 0),
             Verdict("… without retry-after", "0", f"{away.refused_without_wait:,}", away.refused_without_wait == 0),
         ]
