@@ -149,7 +149,7 @@ def fair(greedy: str, allowance: float, burst: float) -> Promise:
 
 
 def sheds(refused: str, capacity: float) -> Promise:
-    """At twice the capacity (requests a second) nine tenths of it are answered, the others are told when to come back."""
+    """Twice the capacity (requests a second): nine tenths are answered, the others are told when to come back."""
 
     def promise(runs: Runs) -> list[Verdict]:
         told = [*runs.values()][-1].result.summary
