@@ -28,6 +28,7 @@ CONFIG = HERE / "llm-mesh.yaml"
 DIRECT, ENVOY, PLATFORM = "direct", "Envoy only", "platform"
 PROCESSOR = "processor"
 MESSAGES = "messages"
+ALONE = "admitted without the store"
 CACHE = ("hit", "miss", "bypass")
 
 
@@ -171,7 +172,7 @@ class Rig:
         return {
             "receipts dropped": stat(envoy, "access_logs.grpc_access_log.logs_dropped"),
             "receipts not sent": stat(envoy, "access_logs.grpc_access_log.grpc_entries_flush_failed"),
-            "admitted without the store": total(processor, "llm_local_admissions_total"),
+            ALONE: total(processor, "llm_local_admissions_total"),
             "backend": total(backend, "http_requests_total", 'handler="/v1/chat/completions"'),
             "settled": sum(settled),
             **lookups,

@@ -8,7 +8,7 @@ from figures import slope
 from load import Load, Tally
 from measure import BenchError, fresh, settled
 from rich.progress import track
-from rig import PLATFORM, PROCESSOR, Rig
+from rig import ALONE, PLATFORM, PROCESSOR, Rig
 from scenarios import cached, indebted, plain, streaming
 
 WINDOWS = 15  # of the whole: a sample of each series at the end of each
@@ -34,7 +34,7 @@ async def soak(rig: Rig, seconds: float) -> Soak:
     found = Soak(seconds, 0, {})
     for _ in track(range(WINDOWS), "soak", transient=True):
         loads = [_of_window(rig, load, seconds / WINDOWS) for load in await _mix(rig)]
-        before = rig.counts()["settled"]
+        before = rig.counts()
         tallies = await asyncio.gather(*(rig.drive(load) for load in loads))
         await _check(rig, tallies, before)
         found.requests += sum(t.requests for t in tallies)
@@ -69,11 +69,14 @@ def _sample(rig: Rig, misses: Tally) -> dict[str, float]:
     return found
 
 
-async def _check(rig: Rig, tallies: list[Tally], before: int) -> None:
-    for tally in tallies:
-        if tally.failed:
-            raise BenchError(f"soak: {tally.failed} of {tally.requests} requests failed; the first: {tally.failure}")
+async def _check(rig: Rig, tallies: list[Tally], before: dict[str, int]) -> None:
+    """Where the machine stalls for longer than the store's time-out, a worker grants its own share of a limit: what
+    should be refused may then pass."""
     asked = sum(t.requests for t in tallies)
-    await settled(rig, before + asked)
-    if rig.counts()["settled"] != before + asked:
-        raise BenchError(f"soak: {asked} requests, but {rig.counts()['settled'] - before} settled")
+    await settled(rig, before["settled"] + asked)
+    new = {name: count - before[name] for name, count in rig.counts().items()}
+    for tally in tallies:
+        if tally.failed > new[ALONE]:
+            raise BenchError(f"soak: {tally.failed} of {tally.requests} requests failed; the first: {tally.failure}")
+    if new["settled"] != asked:
+        raise BenchError(f"soak: {asked} requests, but {new['settled']} settled")

@@ -9,7 +9,7 @@ from operator import ge
 
 import msgspec
 from places import Account, Found
-from rig import DIRECT, MESSAGES
+from rig import ALONE, DIRECT, MESSAGES
 from sums import Sum
 
 TTFT_MS = 300.0  # 95 of 100 callers, with a backend that is not short of anything
@@ -69,7 +69,7 @@ def expected(name: str, run: Found) -> dict[str, int]:
         MESSAGES: told.good + told.refused,
         "receipts dropped": 0,
         "receipts not sent": 0,
-        "admitted without the store": 0,
+        ALONE: 0,
     }
 
 
