@@ -47,6 +47,7 @@ class _Model:
         self.sent: deque[float] = deque(maxlen=_REMEMBERED)  # when, by this worker, since the reading
         self._dealt: defaultdict[str, float] = defaultdict(float)  # requests to each arm, lately
         self._busy = self._ended = 0.0  # request-seconds, and requests that ended, of the last readings that saw any
+        self._ending = 0.0  # requests a second, just now
 
     @property
     def takes(self) -> float:
@@ -70,6 +71,7 @@ class _Model:
         if self.arms and since_last and (ended or in_flight):
             self._busy = _KEPT * self._busy + in_flight * since_last
             self._ended = _KEPT * self._ended + ended
+            self._ending += (ended / since_last - self._ending) / 2
         for arm, count in begun.items() if any(begun.values()) else ():
             self._dealt[arm] = _DEALT_KEPT * self._dealt[arm] + count
         self.arms, self.in_flight = dict(arms), in_flight
@@ -77,9 +79,8 @@ class _Model:
 
     def under_way(self, since: float, now: float, workers: int) -> int:
         """Of those that were read some have ended since, and of those that were sent the ones that take no longer."""
-        takes = self.takes
-        self._forget(now - takes)
-        left = self.in_flight * (max(0.0, 1 - since / takes) if takes else 1.0)
+        self._forget(now - self.takes)
+        left = max(0.0, self.in_flight - self._ending * since)
         return round(left) + len(self.sent) * workers
 
     def _forget(self, until: float) -> None:

@@ -136,7 +136,9 @@ def test_a_backend_that_is_killed_is_passed_over_and_comes_back(victim: Platform
         away = time.monotonic()
         traffic.more(50)
         failed, seconds = len(traffic.failed(away)), time.monotonic() - away
-        assert failed <= 4 + 2 * seconds  # each worker tries it again once in `down_seconds`, which is one here
+        assert failed <= 4 + 2 * seconds, traffic.failed(
+            away
+        )  # each worker tries it again once in `down_seconds`, which is one here
         victim.do(stack.restart("backend-llama2"))
         eventually(lambda: whole(victim))
         eventually(lambda: traffic.outcomes[-1].model == "llama2")

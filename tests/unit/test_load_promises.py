@@ -118,7 +118,7 @@ def test_a_greedy_tenant_gets_its_allowance_and_the_others_notice_nothing() -> N
         (told(refused_without_wait=1), told(refused=0), "… without retry-after"),
         (told(completion_tokens=700), told(refused=0), "tokens of the greedy one"),
         (told(completion_tokens=0, prompt_tokens=100), told(refused=0), "tokens of the greedy one"),
-        (told(), told(refused=0, ttft=spread(200)), "TTFT p95 of a beside it"),
+        (told(), told(refused=0, ttft=spread(200)), "TTFT p95 of a, added"),
     ],
 )
 def test_a_greedy_tenant_that_gets_more_or_disturbs_others_breaks_the_promise(
