@@ -36,8 +36,9 @@ async def held(platform: Platform, key: str, count: int) -> AsyncIterator[None]:
         headers = {"authorization": f"Bearer {key}", "x-sim-delay-ms": "60000"}
         url = f"{platform.stack.base_url}/chat/completions"
         with suppress(aiohttp.ClientError):
-            while (await session.post(url, json=ask(), headers=headers)).status == 503:
-                await asyncio.sleep(0.05)  # all came at once, which looks like more than it is
+            status = 503
+            while status == 503:  # all come at once, which looks like more than it is
+                status = (await session.post(url, json=ask(), headers=headers)).status
 
     async with aiohttp.ClientSession() as session:
         tasks = [asyncio.create_task(hold(session)) for _ in range(count)]
