@@ -62,7 +62,7 @@ async def watch(admin: str, file: Path) -> None:
                     answer.raise_for_status()
                     _write(file, readings(await answer.text(), at))
                 misses = 0
-            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            except (aiohttp.ClientError, OSError, ValueError) as error:
                 misses += 1
                 if misses == _PATIENCE:
                     log.warning("Envoy's admin port %s says nothing: %s. Full models are not noticed.", admin, error)

@@ -4,8 +4,10 @@ from typing import Any
 
 from observability.dashboards.panels import QUARTER, THIRD, Limit, Query, plot, spread
 from observability.dashboards.panels import board as make
+from observability.dashboards.reasons import OURS as _OURS
+from observability.dashboards.reasons import gpu_utilisation, waiting
 
-_OURS, _ARMS = '{model=~"$model"}', '{model=~"$model", arm!=""}'
+_ARMS = '{model=~"$model", arm!=""}'
 
 
 def board() -> Any:
@@ -62,14 +64,7 @@ def _callers() -> list[Any]:
 def _engine() -> list[Any]:
     return [
         plot("Running", "short", Query(f"model:vllm_requests_running:sum{_OURS}", "{{model}}"), width=QUARTER),
-        plot(
-            "Waiting at each replica",
-            "short",
-            Query(f"model:vllm_requests_waiting:avg{_OURS}", "{{model}}"),
-            limit=Limit(5, "orange"),
-            about="The autoscaler adds replicas above 5.",
-            width=QUARTER,
-        ),
+        waiting(QUARTER),
         plot(
             "KV cache in use, fullest replica",
             "percentunit",
@@ -105,14 +100,7 @@ def _engine() -> list[Any]:
 def _gpus() -> list[Any]:
     ours = '{exported_namespace="llm", model=~"$model"}'
     return [
-        plot(
-            "GPU utilisation",
-            "percentunit",
-            Query(f"model:gpu_utilisation:avg{_OURS}", "{{model}}"),
-            limit=Limit(0.7, "orange"),
-            about="The autoscaler aims at 70 %.",
-            width=THIRD,
-        ),
+        gpu_utilisation(THIRD),
         plot(
             "GPU memory in use",
             "percentunit",

@@ -1,12 +1,12 @@
-"""Scaling: how many replicas there are and should be, and by which of its three reasons."""
+"""Scaling: how many replicas there are and should be, and for which of its reasons."""
 
 from typing import Any
 
 from observability.dashboards.panels import HALF, THIRD, Limit, Query, plot
 from observability.dashboards.panels import board as make
+from observability.dashboards.reasons import OURS as _OURS
+from observability.dashboards.reasons import gpu_utilisation, waiting
 from observability.slo import API
-
-_OURS = '{model=~"$model"}'
 
 
 def board() -> Any:
@@ -15,7 +15,7 @@ def board() -> Any:
         "llm-mesh / Scaling",
         "How many replicas there are and should be, and why.",
         ("Replicas", _replicas()),
-        ("Why: the three reasons to scale a model", _reasons()),
+        ("Why: the reasons to scale a model", _reasons()),
         ("What a replica carries", _load()),
         ("The gateway", _gateway()),
     )
@@ -54,20 +54,8 @@ def _replicas() -> list[Any]:
 
 def _reasons() -> list[Any]:
     return [
-        plot(
-            "GPU utilisation",
-            "percentunit",
-            Query(f"model:gpu_utilisation:avg{_OURS}", "{{model}}"),
-            limit=Limit(0.7, "orange"),
-            width=THIRD,
-        ),
-        plot(
-            "Requests waiting at each replica",
-            "short",
-            Query(f"model:vllm_requests_waiting:avg{_OURS}", "{{model}}"),
-            limit=Limit(5, "orange"),
-            width=THIRD,
-        ),
+        gpu_utilisation(THIRD),
+        waiting(THIRD),
         plot(
             "Requests under way, and room for them",
             "short",
